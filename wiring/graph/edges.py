@@ -1,0 +1,183 @@
+"""The two plug-in protocols: how an edge computes (EdgeOp), and which edges live (EdgeRule).
+
+They compose freely: every rule ranks every operator's `scores`, every operator obeys the two
+masks it is handed. *Live* edges act in the forward pass; *learn* edges receive the weight
+gradient. `learn` contains `live`, and is larger where a rule learns dead edges (DNW).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wiring.config import Config, NoOptions, parse
+from wiring.cost import Cost
+from wiring.errors import BudgetError, WiringError
+from wiring.graph.topology import Step
+from wiring.registry import Registry
+
+WEIGHT_BITS = 32
+
+
+class EdgeOp(nn.Module, ABC):
+    """How the edges of one bundle compute. Subclasses hold `self.weight` [D, S, kh, kw].
+
+    A dead edge contributes exactly 0 whatever its weight, so every operator applies `live`
+    itself: |x - 0| is not 0, sign(0) is +1, and a scale averages live edges only.
+    """
+
+    paper: ClassVar[str] = ""
+    Options: ClassVar[type[Config]] = NoOptions
+
+    def __init__(
+        self,
+        sources: int,
+        destinations: int,
+        *,
+        kernel: tuple[int, int] = (1, 1),
+        stride: int = 1,
+        padding: int = 0,
+        fan_in: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+        self.options = self.parse_options(options or {})
+        self.weight = nn.Parameter(torch.empty(destinations, sources, *kernel))
+        self.reset_parameters(fan_in or sources * math.prod(kernel))
+
+    @classmethod
+    def parse_options(cls, options: dict[str, Any]) -> Any:
+        """Checked options of this operator. Raises ConfigError."""
+        return parse(cls.Options, options, where=f"operator {cls.__module__.rpartition('.')[2]}")
+
+    def reset_parameters(self, fan_in: int) -> None:
+        """Uniform in ±1/sqrt(fan_in), PyTorch's own bound, taken over the whole scope."""
+        nn.init.uniform_(self.weight, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+    @abstractmethod
+    def forward(self, x: Tensor, live: Tensor, learn: Tensor) -> Tensor:
+        """Sum the messages of live edges.
+
+        x [N, S, H, W]; live, learn bool [D, S, kh, kw]; returns [N, D, H', W'].
+        """
+
+    @abstractmethod
+    def cost(self, live: Tensor, positions: int) -> Cost:
+        """Cost of the live edges [D, S, kh, kw] at `positions` output pixels; no index bits."""
+
+    def scores(self) -> Tensor:
+        """What a rule ranks: the magnitude of each edge, [D, S, kh, kw], without gradient."""
+        return self.weight.detach().abs()
+
+    def used_sources(self, live: Tensor) -> Tensor:
+        """Bool [S]: the sources whose value reaches the output."""
+        return live.any(dim=(0, 2, 3)) if live.numel() else live.new_zeros(live.shape[1])
+
+    def scale_gradient(self, learn: Tensor) -> None:
+        """Optimiser pre-step hook: change `self.weight.grad` in place; nothing by default."""
+
+    @torch.no_grad()
+    def after_step(self, live: Tensor, learn: Tensor) -> None:
+        """Optimiser post-step hook: project the weights; nothing by default."""
+
+    @classmethod
+    def arrange(cls, steps: tuple[Step, ...], options: Any) -> tuple[Step, ...]:
+        """The order of a node's steps that this operator wants before its edges."""
+        return steps
+
+    def restrict(self, destinations: Tensor, sources: Tensor) -> dict[str, Tensor]:
+        """The state dict of this operator on fewer nodes: indices int64 [D'], [S'].
+
+        Operators with state of other shapes than the weight's override this. Raises WiringError
+        for a tensor that it cannot cut.
+        """
+        restricted: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            if tensor.shape[:2] == self.weight.shape[:2]:
+                restricted[name] = tensor[destinations][:, sources]
+            elif tensor.dim() == 0:
+                restricted[name] = tensor
+            else:
+                raise WiringError(
+                    f"{type(self).__name__} keeps '{name}' of shape {list(tensor.shape)} and does "
+                    "not say in `restrict` how to cut it to fewer nodes"
+                )
+        return restricted
+
+    def pack(self, live: Tensor) -> dict[str, Tensor]:
+        """What evaluation needs of the live edges, as stored: their float32 weights, in order."""
+        return {"weight": self.weight.detach()[live].to(torch.float32)}
+
+    @torch.no_grad()
+    def unpack(self, stored: dict[str, Tensor], live: Tensor) -> None:
+        """Inverse of `pack`: dead edges get weight 0."""
+        self.weight.zero_()
+        self.weight[live] = stored["weight"].to(self.weight.dtype)
+
+
+class EdgeRule(nn.Module, ABC):
+    """Which edges of one scope live. `budget` is k; a scope is flat, its edges indexed 0..E-1."""
+
+    paper: ClassVar[str] = ""
+    learns_dead_edges: ClassVar[bool] = False
+    Options: ClassVar[type[Config]] = NoOptions
+
+    def __init__(self, budget: int, options: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        if budget < 1:
+            raise BudgetError(f"live edges must be at least 1, got {budget}")
+        self.budget = budget
+        self.options = self.parse_options(options or {})
+
+    @classmethod
+    def parse_options(cls, options: dict[str, Any]) -> Any:
+        """Checked options of this rule. Raises ConfigError."""
+        return parse(cls.Options, options, where=f"rule {cls.__module__.rpartition('.')[2]}")
+
+    @abstractmethod
+    def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
+        """The live edges, called at construction (live None) and after every optimiser step.
+
+        scores float [E]; allowed bool [E], the usable edges; live bool [E], the edges that
+        lived until now. Returns bool [E] within `allowed`. Ties go to the lower index.
+        """
+
+    def learn(self, live: Tensor, allowed: Tensor) -> Tensor:
+        """The edges that receive the weight gradient, bool, a superset of `live`."""
+        return allowed if self.learns_dead_edges else live
+
+
+EDGE_OPS: Registry[EdgeOp] = Registry(
+    "edge operator", package="wiring.methods", group="wiring.edge_ops"
+)
+EDGE_RULES: Registry[EdgeRule] = Registry(
+    "edge rule", package="wiring.methods", group="wiring.edge_rules"
+)
+
+
+class _MaskedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, live: Tensor, learn: Tensor) -> Tensor:
+        ctx.save_for_backward(learn)
+        return weight * live
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (learn,) = ctx.saved_tensors
+        return grad * learn, None, None
+
+
+def mask_weight(weight: Tensor, live: Tensor, learn: Tensor) -> Tensor:
+    """weight * live, whose gradient reaches every edge in `learn` (straight through the mask).
+
+    With a linear operator on top this is DNW's rule: the gradient of an edge u → v is
+    ⟨Z_u, ∂L/∂I_v⟩ whether it lives or not, and ∂L/∂Z_u flows through live edges only.
+    """
+    result: Tensor = _MaskedWeight.apply(weight, live, learn)
+    return result

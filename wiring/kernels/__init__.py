@@ -1,0 +1,1 @@
+"""Operations worth a kernel of their own: one folder each, the definition in `op.py`."""

@@ -1,0 +1,17 @@
+"""Live: every usable edge; learn: the same."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wiring.graph.edges import EDGE_RULES, EdgeRule
+
+
+@EDGE_RULES.register("complete")
+class CompleteGraph(EdgeRule):
+    """Every usable edge lives, whatever the budget: the dense upper bound."""
+
+    paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+
+    def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
+        return allowed

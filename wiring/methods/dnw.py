@@ -1,0 +1,22 @@
+"""Live: the k edges of largest |w|, after every step; learn: all of them.
+
+w_uv ← w_uv + ⟨Z_u, −α ∂L/∂I_v⟩  for live and hallucinated edges alike
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wiring.graph.edges import EDGE_RULES, EdgeRule
+from wiring.kernels.select_edges import select_edges
+
+
+@EDGE_RULES.register("dnw")
+class DiscoveringNeuralWirings(EdgeRule):
+    """The k strongest edges live, and every usable edge goes on learning."""
+
+    paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    learns_dead_edges = True
+
+    def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
+        return select_edges(scores, allowed, self.budget)

@@ -1,0 +1,18 @@
+"""Live: the k edges of largest |w|, after every step; learn: the live ones only."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wiring.graph.edges import EDGE_RULES, EdgeRule
+from wiring.kernels.select_edges import select_edges
+
+
+@EDGE_RULES.register("dnw-no-update")
+class DnwNoUpdate(EdgeRule):
+    """The k strongest edges live, and dead edges receive no gradient: DNW's ablation."""
+
+    paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+
+    def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
+        return select_edges(scores, allowed, self.budget)

@@ -1,0 +1,21 @@
+"""Live: k usable edges drawn once, uniformly without replacement; learn: the live ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wiring.graph.edges import EDGE_RULES, EdgeRule
+from wiring.kernels.select_edges import select_edges
+
+
+@EDGE_RULES.register("random")
+class RandomWiring(EdgeRule):
+    """k edges drawn at random and kept: the baseline with the same budget as DNW."""
+
+    paper = "Xie et al.: Exploring Randomly Wired Neural Networks, ICCV 2019"
+
+    def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
+        if live is not None:
+            return live
+        return select_edges(torch.rand(scores.shape, device=scores.device), allowed, self.budget)
