@@ -1,0 +1,113 @@
+"""The flags that commands share, and how flags, a TOML file and --set become one StudyConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search.config import StudyConfig, seconds
+from wiring.config import override, parse, read_toml
+from wiring.errors import ConfigError
+
+Space = Annotated[str | None, typer.Option(help="Family of networks ('wiring list spaces').")]
+Ops = Annotated[
+    list[str] | None, typer.Option("--op", help="Edge operator; repeat it to search over several.")
+]
+Rules = Annotated[
+    list[str] | None, typer.Option("--rule", help="Edge rule; repeat it to search over several.")
+]
+Data = Annotated[str | None, typer.Option(help="Data set ('wiring list data').")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if missing.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of a full trial.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the search.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, e.g. train.lr=0.05, op.input_scale=true, space.preset=full, "
+        "fix.width=0.3 (pins a choice of the space). Repeatable.",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings in TOML, as --dry-run prints them.")
+]
+Name = Annotated[str | None, typer.Option(help="Name of the study (default: space, op, time).")]
+Runs = Annotated[Path, typer.Option(help="Directory of all studies.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow store or server (default: SQLite under --runs)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster, HOST:PORT (default: a Ray on this machine).")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="Token of the Ray cluster (default: RAY_AUTH_TOKEN_PATH).")
+]
+MaxTime = Annotated[
+    str | None, typer.Option(help="Stop starting and running trials after 90s, 10m, 2h.")
+]
+
+
+def names(values: Sequence[str] | None) -> list[str] | None:
+    """`--op xnor,adder --op dense` → [xnor, adder, dense]."""
+    if not values:
+        return None
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+
+
+def study_config(
+    config_file: Path | None, settings: Sequence[str] | None, **flags: Any
+) -> StudyConfig:
+    """Defaults, then the TOML file, then flags, then --set. Raises ConfigError."""
+    data: dict[str, Any] = read_toml(config_file) if config_file else {}
+    for key, value in flags.items():
+        if value is None or value is False:
+            continue
+        section, _, leaf = key.partition("__")
+        if leaf:
+            data.setdefault(section, {})[leaf] = value
+        elif key in ("op", "rule"):
+            data[key] = [{"name": name} for name in value]
+        elif key in ("space", "algorithm"):
+            data[key] = {"name": value}
+        else:
+            data[key] = value
+    data.setdefault("space", {"name": "mobilenet-graph"})
+    return parse(StudyConfig, _with_settings(data, settings or ()), where="settings")
+
+
+def _with_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Apply --set; `op.x` and `rule.x` reach the operator or rule when there is just one."""
+    single = {}
+    for kind, default in (("op", "dense"), ("rule", "dnw")):
+        listed = data.get(kind, [{"name": default}])
+        listed = listed if isinstance(listed, list) else [listed]
+        components = [{"name": item} if isinstance(item, str) else item for item in listed]
+        touched = [text for text in settings if text.startswith(f"{kind}.")]
+        if touched and len(components) != 1:
+            raise ConfigError(f"--set {touched[0]} needs exactly one --{kind}")
+        data[kind] = components[0] if len(components) == 1 else components
+        if len(components) == 1:
+            single[kind] = True
+    if isinstance(data["space"], str):
+        data["space"] = {"name": data["space"]}
+    data = override(data, settings)
+    for kind in single:
+        data[kind] = [data[kind]]
+    return data
+
+
+def duration(text: str | None) -> float | None:
+    """--max-time in seconds. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise ConfigError(f"--max-time: {error}") from None

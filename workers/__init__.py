@@ -1,0 +1,1 @@
+"""One trial, wherever it runs: data, training, checkpoints, evaluation."""
