@@ -6,12 +6,10 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from workers.data import ImageData, load_data
-from workers.trial import run_trial
 
 from search.config import StudyConfig
 from search.console import error_console, watch
@@ -19,6 +17,8 @@ from search.spaces.base import SPACES
 from search.study import Study
 from search.tracking import Mirror, tracking_reachable
 from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+from workers.data import ImageData, load_data
+from workers.trial import run_trial
 
 FLUSH_DEADLINE_S = 20.0
 
@@ -70,48 +70,55 @@ def drive(
     """
     begin = time.monotonic()
     with study.locked(), _first_interrupt() as interrupted:
-        data = load_data(study.config.data)
-        study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
-        mirror = Mirror(study.directory, tracking_uri)
-        mirror.start()
-        try:
-            with watch(study, error_console()) as observer:
-                if study.kind == "train":
-                    _run_here(study, observer, data, interrupted)
-                elif not study.finished:
-                    _run_on_ray(study, observer, data, address, token_file, max_time, interrupted)
-        finally:
-            unsent = mirror.close(FLUSH_DEADLINE_S)
+        on_ray = study.kind == "search" and not study.finished
+        with (
+            watch(study, error_console()) as observer,
+            _mirrored(study, tracking_uri) as mirror,
+            _ray(address, token_file) if on_ray else contextlib.nullcontext() as ray,
+        ):
+            observer.status("starting")
+            data = load_data(study.config.data)
+            study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
+            if ray is not None:
+                from search.tune import run_study
+
+                ray.result()
+                run_study(study, observer, data=data, max_time=max_time, interrupted=interrupted)
+            elif not study.finished:
+                _run_here(study, observer, data, interrupted)
         return Outcome(
             study=study,
             mlflow_run=mirror.parent_run_id,
             tracking_uri=mirror.uri,
-            unsent=unsent,
+            unsent=mirror.unsent(),
             seconds=time.monotonic() - begin,
             interrupted=interrupted() and not study.finished,
         )
 
 
-def _run_on_ray(
-    study: Study,
-    observer: Any,
-    data: ImageData,
-    address: str | None,
-    token_file: Path | None,
-    max_time: float | None,
-    interrupted: Callable[[], bool],
-) -> None:
+@contextlib.contextmanager
+def _mirrored(study: Study, uri: str | None) -> Iterator[Mirror]:
+    """MLflow follows the study, and catches up at the end as far as it can in time."""
+    mirror = Mirror(study.directory, uri)
+    mirror.start()
+    try:
+        yield mirror
+    finally:
+        mirror.close(FLUSH_DEADLINE_S)
+
+
+@contextlib.contextmanager
+def _ray(address: str | None, token_file: Path | None) -> Iterator[Future[Any]]:
+    """Connect in the background, since Ray starts for seconds in processes of its own."""
     from workers import cluster
 
-    observer.status("starting Ray" if address is None else f"connecting to Ray at {address}")
-    cluster.connect(address, token_file=token_file)
-    try:
-        from search.tune import run_study
-
-        observer.status("starting the first trials")
-        run_study(study, observer, data=data, max_time=max_time, interrupted=interrupted)
-    finally:
-        cluster.disconnect()
+    with ThreadPoolExecutor(1, thread_name_prefix="ray-start") as pool:
+        connection = pool.submit(cluster.connect, address, token_file=token_file)
+        try:
+            yield connection
+        finally:
+            if connection.exception() is None:
+                cluster.disconnect()
 
 
 class _Interrupted(Exception):

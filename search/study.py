@@ -20,9 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from workers.files import append_line, read_lines, write_text
-from workers.trial import TrialResult
-
 from search.algorithms.base import ALGORITHMS, Algorithm
 from search.config import StudyConfig
 from search.pareto import pareto_front
@@ -30,7 +27,9 @@ from search.spaces.base import SPACES, Space, narrow
 from wiring.config import parse
 from wiring.errors import StudyError
 from wiring.network import ImageShape
+from workers.files import append_line, read_lines, write_text
 from workers.spec import TrainConfig, TrialSpec
+from workers.trial import TrialResult
 
 VERSION = 1
 State = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]

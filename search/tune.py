@@ -27,12 +27,12 @@ from ray import tune
 from ray.tune.callback import Callback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.searcher import Searcher
-from workers.trial import TrialResult
 
 from search.study import Study, Trial
 from wiring.config import parse
 from wiring.errors import ClusterError
 from workers.trainable import trainable
+from workers.trial import TrialResult
 
 NO_NODE_DEADLINE_S = 60.0
 
