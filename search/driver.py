@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from search.algorithms.base import ALGORITHMS
 from search.config import StudyConfig
 from search.console import error_console, watch
 from search.spaces.base import SPACES
 from search.study import Study
 from search.tracking import Mirror, tracking_reachable
+from wiring.config import parse
+from wiring.errors import WiringError
 from wiring.graph.edges import EDGE_OPS, EDGE_RULES
-from workers.data import ImageData, load_data
+from workers.data import DATA, ImageData, load_data
+from workers.spec import TrainConfig
 from workers.trial import run_trial
 
 FLUSH_DEADLINE_S = 20.0
@@ -48,6 +53,10 @@ def check(config: StudyConfig, tracking_uri: str | None) -> None:
     Raises UnknownNameError, ConfigError or TrackingError.
     """
     SPACES.get(config.space.name)(config.space.options)
+    algorithm = ALGORITHMS.get(config.algorithm.name)
+    parse(algorithm.Options, config.algorithm.options, where=f"algorithm {config.algorithm.name}")
+    DATA.get(config.data.name)
+    parse(TrainConfig, config.train, where="train")
     for op in config.op:
         EDGE_OPS.get(op.name).parse_options(op.options)
     for rule in config.rule:
@@ -70,22 +79,25 @@ def drive(
     """
     begin = time.monotonic()
     with study.locked(), _first_interrupt() as interrupted:
-        on_ray = study.kind == "search" and not study.finished
-        with (
-            watch(study, error_console()) as observer,
-            _mirrored(study, tracking_uri) as mirror,
-            _ray(address, token_file) if on_ray else contextlib.nullcontext() as ray,
-        ):
-            observer.status("starting")
-            data = load_data(study.config.data)
-            study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
-            if ray is not None:
-                from search.tune import run_study
+        mirror = Mirror(study.directory, tracking_uri)
+        with watch(study, error_console()) as observer:
+            if study.finished:
+                with _following(mirror):
+                    observer.status("every trial has ended; sending what MLflow lacks")
+            elif study.kind == "train":
+                data = _prepare(study)
+                with _following(mirror):
+                    _run_here(study, observer, data, interrupted)
+            else:
+                observer.status("starting Ray and reading the data")
+                with _ray(address, token_file) as ray:
+                    data = _prepare(study, ray)
+                    with _following(mirror):
+                        from search.tune import run_study
 
-                ray.result()
-                run_study(study, observer, data=data, max_time=max_time, interrupted=interrupted)
-            elif not study.finished:
-                _run_here(study, observer, data, interrupted)
+                        run_study(
+                            study, observer, data=data, max_time=max_time, interrupted=interrupted
+                        )
         return Outcome(
             study=study,
             mlflow_run=mirror.parent_run_id,
@@ -96,13 +108,27 @@ def drive(
         )
 
 
+def _prepare(study: Study, ray: Future[Any] | None = None) -> ImageData:
+    """Data, search algorithm and Ray; a new study that cannot start leaves nothing behind."""
+    try:
+        data = load_data(study.config.data)
+        study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
+        if ray is not None:
+            importlib.import_module("search.tune")  # takes seconds, while Ray starts
+
+            ray.result()
+    except WiringError:
+        study.discard_if_empty()
+        raise
+    return data
+
+
 @contextlib.contextmanager
-def _mirrored(study: Study, uri: str | None) -> Iterator[Mirror]:
+def _following(mirror: Mirror) -> Iterator[None]:
     """MLflow follows the study, and catches up at the end as far as it can in time."""
-    mirror = Mirror(study.directory, uri)
     mirror.start()
     try:
-        yield mirror
+        yield
     finally:
         mirror.close(FLUSH_DEADLINE_S)
 

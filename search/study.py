@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,6 +137,11 @@ class Study:
             file.write(f"process {os.getpid()}")
             file.flush()
             yield
+
+    def discard_if_empty(self) -> None:
+        """Remove the directory of a study that never asked for a trial."""
+        if not self.trials and not self.journal.exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def journal(self) -> Path:

@@ -172,9 +172,8 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Test a trained network again, from what is on disk."""
-    from workers.evaluate import evaluate_run
-
     from search.study import find_trial
+    from workers.evaluate import evaluate_run
 
     directory = find_trial(run, runs)
     report = evaluate_run(directory, root=data_root)
