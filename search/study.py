@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from optuna.distributions import CategoricalDistribution
+
 from search.algorithms.base import ALGORITHMS, Algorithm
 from search.config import StudyConfig
 from search.pareto import pareto_front
@@ -169,9 +171,8 @@ class Study:
     def begin(self, image: ImageShape, *, classes: int, images: int) -> None:
         """Bring the algorithm to where the journal left it. Call before `ask`.
 
-        `image`, `classes` and the number of training `images` are the data set's.
-
-        Raises UnknownNameError or ConfigError if space, operators, rules or algorithm are off.
+        `image`, `classes` and the number of training `images` are the data set's. Raises
+        UnknownNameError or ConfigError if space, operators, rules or algorithm are off.
         """
         config = self.config
         self.space: Space = SPACES.get(config.space.name)(config.space.options)
@@ -188,8 +189,11 @@ class Study:
             kind: {component.name: component for component in getattr(config, kind)}
             for kind in ("op", "rule")
         }
-        self.choices = narrow(self.space.choices(image), self._fixed(image))
-        space, choices = self.space, self.choices
+        choices = narrow(self.space.choices(image), self._fixed(image))
+        if "lr" in settings:  # said outright: it need not lie in the range the space searches
+            choices["lr"] = CategoricalDistribution([settings["lr"]])
+        self.choices = choices
+        space = self.space
         algorithm = ALGORITHMS.get(config.algorithm.name)(
             choices,
             config.directions,
@@ -215,7 +219,7 @@ class Study:
         fixed = self.space.defaults(image) if self.kind == "train" else {}
         fixed.update(self.config.fix)
         if "lr" in self.config.train:
-            fixed["lr"] = self.config.train["lr"]
+            fixed.pop("lr", None)
         fixed["op"] = list(self._components["op"])
         fixed["rule"] = list(self._components["rule"])
         return fixed

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from search.cursor import Cursor
 from search.projection import (
     Metric,
     end_metrics,
@@ -33,7 +34,6 @@ from search.projection import (
 from search.records import StudyRecords, TrialRecords, stamp
 from search.serve import default_uri, serve_ui, tracking_reachable, without_secrets
 from wiring.errors import TrackingError
-from workers.files import read_json, write_json
 
 __all__ = ["Mirror", "default_uri", "serve_ui", "tracking_reachable"]
 
@@ -81,7 +81,7 @@ class Mirror:
         self.study = StudyRecords(study_dir.absolute())
         self.uri = uri or default_uri(self.study.directory.parent)
         self.error: str | None = None
-        self._cursor = _Cursor(self.study.directory / "mlflow.json", without_secrets(self.uri))
+        self._cursor = Cursor(self.study.directory / "mlflow.json", without_secrets(self.uri))
         self._client: Any = None
         self._experiment = ""
         self._closing = threading.Event()
@@ -343,33 +343,3 @@ def _file_tasks(files: list[Path], sent: dict[str, Any]) -> Iterator[Task]:
     for path in files:
         if known.get(path.name) != stamp(path):
             yield Task("file", path)
-
-
-class _Cursor:
-    """How far the store at `uri` has got, on disk: for the study's run and for each trial's.
-
-    An entry holds `run`, `creations` tried, `params` sent, `rows` sent, `end` and `status` sent,
-    and the stamps of `files` sent. A cursor for another store starts from nothing.
-    """
-
-    def __init__(self, path: Path, uri: str) -> None:
-        self.path = path
-        self.uri = uri
-        self.forget()
-        if path.exists():
-            data = read_json(path)
-            if data.get("version") == 1 and data.get("uri") == uri:
-                self.parent, self.trials = data["parent"], data["trials"]
-
-    def forget(self) -> None:
-        self.parent: dict[str, Any] = {}
-        self.trials: dict[str, dict[str, Any]] = {}
-
-    def trial(self, identity: str) -> dict[str, Any]:
-        return self.trials.setdefault(identity, {})
-
-    def save(self) -> None:
-        write_json(
-            self.path,
-            {"version": 1, "uri": self.uri, "parent": self.parent, "trials": self.trials},
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -100,8 +101,7 @@ class _Recorder(_Stateless, Callback):
         self.observer.started(ours)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = (_error_text(trial) or "the worker died").strip().splitlines()[-1]
-        self.observer.retried(self._trial(trial), reason)
+        self.observer.retried(self._trial(trial), _last_line(_error_text(trial)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -129,11 +129,9 @@ class _Recorder(_Stateless, Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._trial(trial)
         text = _error_text(trial)
-        reason = text.strip().splitlines()[-1] if text.strip() else "the worker died"
         starts = self._starts.get(ours.id, 1)
-        self.study.tell(
-            ours, "failed", reason=f"{reason} (started {starts} times)", traceback=text or None
-        )
+        reason = f"{_last_line(text)} (started {starts} times)"
+        self.study.tell(ours, "failed", reason=reason, traceback=text or None)
         self.observer.ended(ours)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -174,9 +172,13 @@ def _capacity(cpus: float, gpus: float) -> int:
 
 def _error_text(trial: Any) -> str:
     try:
-        return Path(trial.error_file).read_text()
+        return re.sub(r"\x1b\[[0-9;]*m", "", Path(trial.error_file).read_text())
     except (OSError, TypeError):
         return ""
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1].strip() if text.strip() else "the worker died"
 
 
 class _Scheduler(_Stateless, ASHAScheduler):
