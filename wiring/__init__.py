@@ -1,0 +1,65 @@
+"""Which edges of a network live, how each computes, and what it costs.
+
+`build_network(ModelSpec(...))` makes a classifier whose edges an `EdgeRule` chooses and an
+`EdgeOp` computes; `attach` lets an optimiser's step drive the wiring. Once trained,
+`wiring.compact.compact` drops what no output depends on and `wiring.export.export` writes it
+down in as many bits as `Cost` says; `load_exported` reads it back.
+
+Importing this package loads nothing heavy: each name below is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wiring.cost import Cost
+    from wiring.errors import WiringError
+    from wiring.export import load_exported
+    from wiring.graph.edges import EDGE_OPS, EDGE_RULES, EdgeOp, EdgeRule
+    from wiring.graph.static import StaticGraph, attach
+    from wiring.graph.topology import Topology
+    from wiring.network import ModelSpec, Network, build_network
+
+_HOMES = {
+    "Cost": "wiring.cost",
+    "EDGE_OPS": "wiring.graph.edges",
+    "EDGE_RULES": "wiring.graph.edges",
+    "EdgeOp": "wiring.graph.edges",
+    "EdgeRule": "wiring.graph.edges",
+    "ModelSpec": "wiring.network",
+    "Network": "wiring.network",
+    "StaticGraph": "wiring.graph.static",
+    "Topology": "wiring.graph.topology",
+    "WiringError": "wiring.errors",
+    "attach": "wiring.graph.static",
+    "build_network": "wiring.network",
+    "load_exported": "wiring.export",
+}
+
+__all__ = [
+    "Cost",
+    "EDGE_OPS",
+    "EDGE_RULES",
+    "EdgeOp",
+    "EdgeRule",
+    "ModelSpec",
+    "Network",
+    "StaticGraph",
+    "Topology",
+    "WiringError",
+    "attach",
+    "build_network",
+    "load_exported",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wiring' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

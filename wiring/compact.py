@@ -1,0 +1,131 @@
+"""Removes the nodes that no output depends on: the same function in evaluation, less work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wiring.errors import WiringError
+from wiring.graph.measure import cut, kept_nodes, last_convolution
+from wiring.graph.static import ScopeWiring, StaticGraph
+from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
+from wiring.network import ModelSpec, Network, build_network
+
+Kept = dict[str, Tensor]
+
+
+@torch.no_grad()
+def compact(network: Network) -> Network:
+    """A new network of the same function in evaluation, without nodes that are not used.
+
+    Live edges, weights and the mode (training or not) are kept, budgets become the numbers of
+    live edges, and inputs that nothing reads leave the stem's last convolution. Raises
+    WiringError for an operator or a rule whose state cannot be cut.
+    """
+    kept = kept_nodes(network)
+    state: dict[str, Tensor] = {}
+    for prefix, part in (
+        ("stem", _stem_state(network.stem, kept[network.spec.topology.input.name])),
+        ("graph", _graph_state(network.graph, kept)),
+        ("head", network.head.state_dict()),
+    ):
+        state.update({f"{prefix}.{name}": tensor for name, tensor in part.items()})
+    small = build_network(compact_spec(network, kept))
+    reference = next(network.parameters())
+    small.to(device=reference.device, dtype=reference.dtype)
+    small.load_state_dict(state)
+    return small.train(network.training)
+
+
+def compact_spec(network: Network, kept: Kept) -> ModelSpec:
+    """The spec of a network that has only the `kept` nodes, bool [size] by group."""
+    spec = network.spec
+    topology = Topology(
+        groups=tuple(_group(group, kept[group.name]) for group in spec.topology.groups),
+        bundles=tuple(_bundle(spec.topology, bundle, kept) for bundle in spec.topology.bundles),
+        scopes=tuple(_scope(network.graph, scope, kept) for scope in spec.topology.scopes),
+        skips=tuple(_skip(spec.topology, skip, kept) for skip in spec.topology.skips),
+    )
+    stem = spec.stem
+    if stem.kind == "tiny" and stem.hidden is None:
+        stem = stem.replace(hidden=spec.topology.input.size // 2)
+    return spec.model_copy(update={"topology": topology, "stem": stem})
+
+
+def _group(group: NodeGroup, kept: Tensor) -> NodeGroup:
+    labels = group.labels and [group.labels[i] for i in kept.nonzero().flatten().tolist()]
+    return group.replace(size=int(kept.sum()), labels=labels)
+
+
+def _bundle(topology: Topology, bundle: Bundle, kept: Kept) -> Bundle:
+    if bundle.edges is None:
+        return bundle
+    rows = _places(kept[bundle.destination])
+    columns = _places(torch.cat([kept[name] for name in bundle.sources]))
+    edges = [(rows[d], columns[s]) for d, s in bundle.edges if d in rows and s in columns]
+    return bundle.replace(edges=edges)
+
+
+def _places(kept: Tensor) -> dict[int, int]:
+    """Old index to new index."""
+    return {old: new for new, old in enumerate(kept.nonzero().flatten().tolist())}
+
+
+def _scope(graph: StaticGraph, scope: Scope, kept: Kept) -> Scope:
+    if scope.budget is None:
+        return scope
+    wiring = graph.scope(scope.name)
+    return scope.replace(budget=int(_cut_flat(graph, wiring, wiring.live, kept).sum()))
+
+
+def _cut_flat(graph: StaticGraph, wiring: ScopeWiring, flat: Tensor, kept: Kept) -> Tensor:
+    """The kept part [E'] of a scope's flat tensor [E]."""
+    topology = graph.topology
+    parts = wiring.split(flat).items()
+    return torch.cat([cut(part, topology, topology.bundle(n), kept).flatten() for n, part in parts])
+
+
+def _skip(topology: Topology, skip: Skip, kept: Kept) -> Skip:
+    reads = skip.reads(topology.group(skip.destination).size)
+    places = _places(kept[skip.source])
+    destinations = kept[skip.destination].nonzero().flatten().tolist()
+    # A destination that stays only to fill its group may read a node that is gone: any will do.
+    nodes = tuple(places.get(reads[i], 0) for i in destinations)
+    if nodes == tuple(range(nodes[0], nodes[0] + len(nodes))):
+        return skip.replace(start=nodes[0], nodes=None)
+    return skip.replace(start=0, nodes=nodes)
+
+
+def _stem_state(stem: nn.Sequential, kept: Tensor) -> dict[str, Tensor]:
+    last = last_convolution(stem)
+    state: dict[str, Tensor] = {}
+    for position, module in enumerate(stem):
+        for name, tensor in module.state_dict().items():
+            sliced = position >= last and tensor.dim() > 0
+            state[f"{position}.{name}"] = tensor[kept] if sliced else tensor
+    return state
+
+
+def _graph_state(graph: StaticGraph, kept: Kept) -> dict[str, Tensor]:
+    topology = graph.topology
+    state: dict[str, Tensor] = {}
+    for bundle in topology.bundles:
+        rows = kept[bundle.destination].nonzero().flatten()
+        columns = torch.cat([kept[name] for name in bundle.sources]).nonzero().flatten()
+        for name, tensor in graph.op(bundle.name).restrict(rows, columns).items():
+            state[f"ops.{bundle.name}.{name}"] = tensor
+    for group in topology.groups:
+        for name, tensor in graph.nodes[group.name].state_dict().items():
+            whole = tensor.dim() == 0
+            state[f"nodes.{group.name}.{name}"] = tensor if whole else tensor[kept[group.name]]
+    for scope, wiring in graph.wirings():
+        for name, tensor in wiring.state_dict().items():
+            if tensor.shape == wiring.live.shape:
+                tensor = _cut_flat(graph, wiring, tensor, kept)
+            elif tensor.dim() > 0:
+                raise WiringError(
+                    f"rule {type(wiring.rule).__name__} keeps '{name}' of shape "
+                    f"{list(tensor.shape)}, which cannot be cut to fewer edges"
+                )
+            state[f"scopes.{scope}.{name}"] = tensor
+    return state

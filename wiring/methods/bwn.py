@@ -1,0 +1,31 @@
+"""y_v = α_v Σ_live sign(w_uv) x_u, α_v = mean |w| over live edges; real inputs, one-bit weights.
+
+dx_u = Σ_live α_v sign(w_uv) dy_v; dw by one of three formulas, see `binary_weight`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from wiring.cost import Cost
+from wiring.graph.binary import BinaryWeights, binary_weight
+from wiring.graph.edges import EDGE_OPS
+
+
+@EDGE_OPS.register("bwn")
+class BinaryWeightNetwork(BinaryWeights):
+    """One-bit weights with one scale per destination; inputs stay real."""
+
+    paper = "Rastegari et al.: XNOR-Net, ECCV 2016 (Binary-Weight-Networks)"
+
+    def forward(self, x: Tensor, live: Tensor, learn: Tensor) -> Tensor:
+        weight = binary_weight(self.weight, live, learn, self.options.weight_gradient)
+        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+
+    def cost(self, live: Tensor, positions: int) -> Cost:
+        return Cost(
+            multiplications=self.rows(live) * positions,
+            additions=int(live.sum()) * positions,
+            weight_bits=self.weight_bits(live),
+        )
