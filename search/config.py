@@ -40,7 +40,8 @@ class StudyConfig(Config):
     @property
     def directions(self) -> tuple[Literal["maximize", "minimize"], ...]:
         """One per objective: validation accuracy, then each cost."""
-        return ("maximize", *("minimize" for _ in self.minimize))
+        costs: list[Literal["maximize", "minimize"]] = ["minimize"] * len(self.minimize)
+        return ("maximize", *costs)
 
     def values(self, row: dict[str, Any]) -> tuple[float, ...]:
         """The objectives in a metrics row or a result's costs."""

@@ -182,7 +182,7 @@ def _run_here(
 def _first_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a flag; a second one acts at once."""
     seen: list[int] = []
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)

@@ -214,7 +214,9 @@ class Mirror:
             return
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # Both would write into the live table on the terminal.
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)

@@ -185,12 +185,13 @@ class _Scheduler(_Stateless, ASHAScheduler):
     """ASHA that may start from the rungs an earlier life of the study filled."""
 
     def replay(self, study: Study) -> None:
+        nobody: Any = None
         for trial in study.trials.values():
             if trial.ended:
-                known = SimpleNamespace(trial_id=f"earlier-{trial.id}")
-                self.on_trial_add(None, known)
+                known: Any = SimpleNamespace(trial_id=f"earlier-{trial.id}")
+                self.on_trial_add(nobody, known)
                 for row in trial.rows:
-                    self.on_trial_result(None, known, row)
+                    self.on_trial_result(nobody, known, row)
 
 
 def _scheduler(study: Study, epochs: int) -> TrialScheduler:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wiring.errors import ClusterError
+
+if TYPE_CHECKING:
+    from workers.probe import NodeInfo
 
 app = typer.Typer(
     name="cluster",
@@ -149,30 +152,7 @@ def status(
         }
         print(json.dumps(summary))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"cluster at {address}", title_justify="left")
-    for name in ("node", "host", "role", "state"):
-        table.add_column(name, no_wrap=True)
-    for name in ("CPUs free", "GPUs free"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for node in found:
-        state = "[green]alive[/]" if node.alive else "[red]dead[/]"
-        free = (
-            (f"{node.cpus_free:g} of {node.cpus:g}", f"{node.gpus_free:g} of {node.gpus:g}")
-            if node.alive
-            else ("", "")
-        )
-        role = "head" if node.head else "worker"
-        table.add_row(node.id[:8], node.host, role, state, *free)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{len(alive)} alive, {len(found) - len(alive)} dead; "
-        f"{sum(n.cpus_free for n in alive):g} of {sum(n.cpus for n in alive):g} CPUs free, "
-        f"{sum(n.gpus_free for n in alive):g} of {sum(n.gpus for n in alive):g} GPUs free"
-    )
+    _show(address, found)
 
 
 @app.command()
@@ -230,6 +210,41 @@ def down(
         print(result.model_dump_json())
     elif result.hosts:
         _say(f"no raylet runs on {', '.join(result.hosts)} ({result.seconds:.0f} s)")
+
+
+def _show(address: str, found: list[NodeInfo]) -> None:
+    """A table on a terminal, lines of fields elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+
+    alive = [node for node in found if node.alive]
+    rows = [
+        (
+            node.id[:8],
+            node.host,
+            "head" if node.head else "worker",
+            "alive" if node.alive else "dead",
+            f"{node.cpus_free:g} of {node.cpus:g}" if node.alive else "",
+            f"{node.gpus_free:g} of {node.gpus:g}" if node.alive else "",
+        )
+        for node in found
+    ]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(title=f"cluster at {address}", title_justify="left")
+        for name in ("node", "host", "role", "state", "CPUs free", "GPUs free"):
+            table.add_column(name, no_wrap=True, justify="right" if "free" in name else "left")
+        for node, row in zip(found, rows, strict=True):
+            table.add_row(*row, style=None if node.alive else "red")
+        console.print(table)
+    else:
+        for row in rows:
+            print("\t".join(row))
+    print(
+        f"{len(alive)} alive, {len(found) - len(alive)} dead; "
+        f"{sum(n.cpus_free for n in alive):g} of {sum(n.cpus for n in alive):g} CPUs free, "
+        f"{sum(n.gpus_free for n in alive):g} of {sum(n.gpus for n in alive):g} GPUs free"
+    )
 
 
 def _say(text: str) -> None:

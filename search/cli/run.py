@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -173,10 +173,12 @@ def evaluate(
 ) -> None:
     """Test a trained network again, from what is on disk."""
     from search.study import find_trial
-    from workers.evaluate import evaluate_run
+    from workers.evaluate import evaluate_run, read_spec
 
     directory = find_trial(run, runs)
-    report = evaluate_run(directory, root=data_root)
+    data = read_spec(directory).data
+    moved = data.replace(root=str(data_root.absolute())) if data_root else None
+    report = evaluate_run(directory, moved)
     if as_json:
         print(json.dumps({"run": str(directory), **report}))
     else:
@@ -195,7 +197,7 @@ def _print_toml(config: StudyConfig) -> None:
     print(tomli_w.dumps(_without_none(config.to_dict())), end="")
 
 
-def _without_none(value: object) -> object:
+def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):

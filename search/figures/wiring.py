@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +43,7 @@ def write_artifacts(trial_dir: Path) -> None:
     live = network.graph.live()
     weights = {name: network.graph.op(name).weight.detach() for name in live}
     graph = to_networkx(history.topology, live, weights)
-    write_text(artifacts / "graph.json", json.dumps(to_node_link(graph)))
+    write_text(artifacts / "graph.json", to_node_link(graph))
     write_text(artifacts / "graph.graphml", to_graphml(graph))
     write_text(artifacts / "costs.csv", costs_csv(history))
     write_bytes(artifacts / "wiring.png", picture(history, history.best, layout))

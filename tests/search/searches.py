@@ -29,13 +29,13 @@ class Raising(Dense):
 
 @EDGE_OPS.register("dying")
 class Dying(Dense):
-    """Kills its process at the 60th training step of its first life."""
-    steps = 0
+    """Kills its process once, after 200 calls in training: in the second epoch."""
+    calls = 0
     def forward(self, x, live, learn):
         marker = Path(os.environ["DYING_MARKER"])
-        if self.training and x.shape[1] == self.weight.shape[1]:
-            Dying.steps += 1
-            if Dying.steps == 60 and not marker.exists():
+        if self.training:
+            Dying.calls += 1
+            if Dying.calls == 200 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x, live, learn)

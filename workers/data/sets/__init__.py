@@ -1,0 +1,1 @@
+"""One file, one data set, one registered name. Nothing here is imported by name."""
