@@ -66,7 +66,7 @@ def _common_tags(study: StudyRecords) -> dict[str, str]:
     }
     commit = git_commit()
     if commit:
-        tags["mlflow.source.git.commit"] = tags["wiring.git_commit"] = commit
+        tags["mlflow.source.git.commit"] = commit
     return tags
 
 

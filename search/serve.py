@@ -149,7 +149,7 @@ def serve_ui(runs: Path, uri: str | None, host: str = "127.0.0.1", port: int = 5
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with server(uri or default_uri(runs), runs / "mlartifacts", host, port) as process:
-            print(f"MLflow: http://{host}:{port}   (Ctrl-C ends it)", flush=True)
+            print(f"MLflow: http://{host}:{port}/#/experiments   (Ctrl-C ends it)", flush=True)
             process.wait()
         raise TrackingError(f"the MLflow server ended by itself with code {process.returncode}")
     except KeyboardInterrupt:
@@ -168,6 +168,7 @@ def server(uri: str, artifacts: Path, host: str, port: int) -> Iterator[subproce
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", artifacts.absolute().as_uri()]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
     command += ["--allowed-hosts", ",".join(sorted(f"{name}:{port}" for name in names))]
     environment = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

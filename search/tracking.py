@@ -222,7 +222,12 @@ class Mirror:
         client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            self._experiment = client.create_experiment(EXPERIMENT, self._artifact_location())
+            self._experiment = client.create_experiment(
+                EXPERIMENT,
+                self._artifact_location(),
+                # Else the pages open with tools for language models.
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
         else:
             self._experiment = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":

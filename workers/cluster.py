@@ -77,7 +77,8 @@ def connect(
     `address` is joined as a driver; the token comes from `token_file`, RAY_AUTH_TOKEN_PATH,
     RAY_AUTH_TOKEN or ~/.wiring/cluster/token, in this order, and workers are sent this
     installation's `wiring`, `search` and `workers` packages, besides `runtime_env`.
-    Raises ClusterError in one sentence.
+    Call it in a thread that lives until `disconnect`: on Linux a private Ray ends with the
+    thread that started it. Raises ClusterError in one sentence.
     """
     global _connection
     if _connection is not None:

@@ -138,7 +138,7 @@ def picture(study: StudyRecords, points: list[Point]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, PercentFormatter
 
     costs, colours = axes_of(study), _colours(points)
     front = [point for point in points if point.on_front]
@@ -179,7 +179,7 @@ def picture(study: StudyRecords, points: list[Point]) -> bytes:
         axes.set_xlabel(_label(cost), color=SOFT)
         if number == 0:
             axes.set_ylabel("accuracy", color=SOFT)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(color=LINE, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(PALE)
@@ -255,7 +255,7 @@ def page(study: StudyRecords, points: list[Point]) -> str:
             row=1,
             col=column,
         )
-    figure.update_yaxes(tickformat=".0%", gridcolor=LINE)
+    figure.update_yaxes(tickformat=".3~p", gridcolor=LINE)
     figure.update_yaxes(title="accuracy", row=1, col=1)
     figure.update_layout(
         title=f"{study.name}: {len(front)} of {len(points)} networks on the front",
