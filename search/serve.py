@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from wiring.errors import TrackingError
 
+EXPERIMENT = "wiring"
 REACH_TIMEOUT_S = 4.0
 START_DEADLINE_S = 120.0
 END_DEADLINE_S = 5.0
@@ -149,7 +151,7 @@ def serve_ui(runs: Path, uri: str | None, host: str = "127.0.0.1", port: int = 5
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with server(uri or default_uri(runs), runs / "mlartifacts", host, port) as process:
-            print(f"MLflow: http://{host}:{port}/#/experiments   (Ctrl-C ends it)", flush=True)
+            print(f"MLflow: {_studies_page(host, port)}   (Ctrl-C ends it)", flush=True)
             process.wait()
         raise TrackingError(f"the MLflow server ended by itself with code {process.returncode}")
     except KeyboardInterrupt:
@@ -183,18 +185,33 @@ def server(uri: str, artifacts: Path, host: str, port: int) -> Iterator[subproce
         _end_group(process)
 
 
+def _studies_page(host: str, port: int) -> str:
+    """Where the studies are listed; without the last part MLflow shows its tools for LLMs."""
+    ask = f"http://{_loopback(host)}:{port}/api/2.0/mlflow/experiments/get-by-name"
+    page = "experiments"
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError),
+        urllib.request.urlopen(f"{ask}?experiment_name={EXPERIMENT}", timeout=5) as answer,
+    ):
+        page += f"/{json.load(answer)['experiment']['experiment_id']}"
+    return f"http://{host}:{port}/#/{page}?workflowType=machine_learning"
+
+
+def _loopback(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], host: str, port: int) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    asked = "127.0.0.1" if host == "0.0.0.0" else host
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise TrackingError(f"the MLflow server ended with code {process.returncode}")
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://{asked}:{port}/health", timeout=1).close()
+            urllib.request.urlopen(f"http://{_loopback(host)}:{port}/health", timeout=1).close()
             return
         time.sleep(0.2)
     raise TrackingError(f"the MLflow server did not answer within {START_DEADLINE_S:.0f} s")

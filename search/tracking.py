@@ -32,12 +32,11 @@ from search.projection import (
     trial_tags,
 )
 from search.records import StudyRecords, TrialRecords, stamp
-from search.serve import default_uri, serve_ui, tracking_reachable, without_secrets
+from search.serve import EXPERIMENT, default_uri, serve_ui, tracking_reachable, without_secrets
 from wiring.errors import TrackingError
 
 __all__ = ["Mirror", "default_uri", "serve_ui", "tracking_reachable"]
 
-EXPERIMENT = "wiring"
 POLL_S = 1.0
 LONGEST_PAUSE_S = 30.0
 CLOSING_ATTEMPTS = 3
@@ -222,12 +221,7 @@ class Mirror:
         client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            self._experiment = client.create_experiment(
-                EXPERIMENT,
-                self._artifact_location(),
-                # Else the pages open with tools for language models.
-                tags={"mlflow.experimentKind": "custom_model_development"},
-            )
+            self._experiment = client.create_experiment(EXPERIMENT, self._artifact_location())
         else:
             self._experiment = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":

@@ -271,6 +271,17 @@ def test_nothing_answering_neither_raises_nor_loses_anything(runs: Path) -> None
     assert mirror.parent_run_id is None
 
 
+def test_a_server_that_never_answers_does_not_hold_up_the_end(runs: Path) -> None:
+    study = whole_study(runs)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        mirror = Mirror(study.directory, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        mirror.start()
+        assert mirror.close(0.5) == mirror.unsent() > 0
+    assert Mirror(study.directory).close(60) == 0
+
+
 def test_a_study_that_is_none_is_refused(runs: Path) -> None:
     with pytest.raises(StudyError, match=r"study\.json"):
         Mirror(runs / "nothing")
