@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from typing import Any
 from search.algorithms.base import ALGORITHMS
 from search.config import StudyConfig
 from search.console import error_console, watch
+from search.figures.pareto import write_pareto
+from search.figures.wiring import write_artifacts
 from search.spaces.base import SPACES
-from search.study import Study
+from search.study import Study, Trial
 from search.tracking import Mirror, tracking_reachable
 from wiring.config import parse
 from wiring.errors import WiringError
@@ -82,17 +85,17 @@ def drive(
         mirror = Mirror(study.directory, tracking_uri)
         with watch(study, error_console()) as observer:
             if study.finished:
-                with _following(mirror):
+                with _following(study, mirror):
                     observer.status("every trial has ended; sending what MLflow lacks")
             elif study.kind == "train":
                 data = _prepare(study)
-                with _following(mirror):
+                with _following(study, mirror):
                     _run_here(study, observer, data, interrupted)
             else:
                 observer.status("starting Ray and reading the data")
                 with _ray(address, token_file) as ray:
                     data = _prepare(study, ray)
-                    with _following(mirror):
+                    with _following(study, mirror):
                         from search.tune import run_study
 
                         run_study(
@@ -124,13 +127,36 @@ def _prepare(study: Study, ray: Future[Any] | None = None) -> ImageData:
 
 
 @contextlib.contextmanager
-def _following(mirror: Mirror) -> Iterator[None]:
-    """MLflow follows the study, and catches up at the end as far as it can in time."""
-    mirror.start()
+def _following(study: Study, mirror: Mirror) -> Iterator[None]:
+    """Draw every trial that ends and the front, and keep MLflow up to date, in the background."""
+    with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
+
+        def draw(trial: Trial) -> None:
+            trained = (trial.directory / "wirings").is_dir()
+            if trained and not (trial.directory / "artifacts" / "wiring.html").exists():
+                pool.submit(_try, write_artifacts, trial.directory)
+
+        for trial in study.trials.values():
+            if trial.ended:
+                draw(trial)
+        study.on_end.append(draw)
+        mirror.start()
+        try:
+            yield
+        finally:
+            study.on_end.remove(draw)
+            if study.front():
+                pool.submit(_try, write_pareto, study.directory)
+            pool.shutdown(wait=True)
+            mirror.close(FLUSH_DEADLINE_S)
+
+
+def _try(draw: Callable[[Path], None], directory: Path) -> None:
+    """A study without a picture is still a study: what keeps one from being drawn is logged."""
     try:
-        yield
-    finally:
-        mirror.close(FLUSH_DEADLINE_S)
+        draw(directory)
+    except (WiringError, OSError) as error:
+        logging.getLogger(__name__).warning("%s is not drawn: %s", directory, error)
 
 
 @contextlib.contextmanager

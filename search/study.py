@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,7 +63,10 @@ class Trial:
 
 
 class Study:
-    """A study directory, opened. Use `create` or `load`, inside `locked`."""
+    """A study directory, opened. Use `create` or `load`, inside `locked`.
+
+    What stands in `on_end` is called with every trial that has ended.
+    """
 
     def __init__(self, directory: Path, name: str, kind: str, config: StudyConfig) -> None:
         self.directory = directory
@@ -72,6 +75,7 @@ class Study:
         self.config = config
         self.trials: dict[str, Trial] = {}
         self.train: dict[str, Any] = {}
+        self.on_end: list[Callable[[Trial], None]] = []
         self._image: ImageShape | None = None
         self._algorithm: Algorithm | None = None
 
@@ -307,10 +311,14 @@ class Study:
                 "time": time.time(),
             },
         )
+        if state == "finished":  # its result and weights stand; there is nothing to go on with
+            shutil.rmtree(trial.directory / "checkpoints", ignore_errors=True)
         trial.state, trial.result, trial.values = state, result, values
         trial.reason, trial.traceback = reason, traceback
         if self._algorithm is not None:
             self._algorithm.tell(trial.number, values)
+        for listener in self.on_end:
+            listener(trial)
 
     @property
     def finished(self) -> bool:

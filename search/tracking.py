@@ -33,7 +33,7 @@ from search.projection import (
 )
 from search.records import StudyRecords, TrialRecords, stamp
 from search.serve import EXPERIMENT, default_uri, serve_ui, tracking_reachable, without_secrets
-from wiring.errors import TrackingError
+from wiring.errors import StudyError, TrackingError
 
 __all__ = ["Mirror", "default_uri", "serve_ui", "tracking_reachable"]
 
@@ -134,6 +134,9 @@ class Mirror:
 
     def _loop(self) -> None:
         pause, failures = POLL_S, 0
+        # MLflow's import and a new database take seconds of CPU that the first trial needs.
+        while not self._closing.is_set() and self._nothing_reported():
+            self._closing.wait(POLL_S)
         while not self._abandoned.is_set():
             closing = self._closing.is_set()
             try:
@@ -152,6 +155,12 @@ class Mirror:
                 self._abandoned.wait(POLL_S)
             else:
                 self._closing.wait(pause)
+
+    def _nothing_reported(self) -> bool:
+        try:
+            return not any(trial.rows for trial in self.study.trials())
+        except StudyError:
+            return False  # sync_once says what is wrong
 
     # -- what is missing -------------------------------------------------------------------
 

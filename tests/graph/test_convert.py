@@ -99,8 +99,6 @@ def test_nodes_and_edges_say_where_they_belong() -> None:
     name = f"in:{source}" if source < 8 else f"a:{source - 8}"
     assert graph.edges[name, f"b:{destination}"] == {
         "bundle": "ina-b",
-        "scope": "early",
-        "live": 1,
         "weight": pytest.approx(weights["ina-b"][destination, source].item()),
     }
     destination, source = live["b-c"].nonzero()[0, :2].tolist()
@@ -120,7 +118,7 @@ def test_without_a_live_mask_every_usable_edge_is_drawn() -> None:
         for b in topology.bundles
     )
     assert to_networkx(topology).number_of_edges() == pairs
-    with pytest.raises(TopologyError, match="does not say which of its 1 positions live"):
+    with pytest.raises(TopologyError, match="does not say which of its 9 positions live"):
         live_from_networkx(to_networkx(topology))
 
 

@@ -1,8 +1,8 @@
 """Topologies to and from NetworkX; with `formats`, to and from node-link JSON and GraphML.
 
-A node is named "group:index" and carries group, index, stage (and its label); an edge carries
-bundle and scope, and where they are known its weight, how many positions of its kernel live,
-and for kernels larger than 1x1 which ones. Skips and edges that are not drawn live on in the
+A node is named "group:index" and carries group, index, stage (and its label); an edge carries its
+bundle, where it is known its weight, and for kernels larger than 1x1 how many positions live and
+which. Skips and edges that are not drawn live on in the
 graph attribute `topology`, which alone says what the topology is.
 """
 
@@ -62,7 +62,6 @@ def to_networkx(
             label = {} if group.labels is None else {"label": group.labels[index]}
             where = {"group": group.name, "index": index, "stage": group.stage}
             graph.add_node(f"{group.name}:{index}", **where, **label)
-    scope_of = {name: scope.name for scope in topology.scopes for name in scope.bundles}
     for bundle in topology.bundles:
         names = _source_names(topology, bundle)
         for destination, source, attributes in _edges(topology, bundle, live, weights):
@@ -72,7 +71,7 @@ def to_networkx(
                     f"bundles '{graph.edges[edge]['bundle']}' and '{bundle.name}' both join "
                     f"{edge[0]} to {edge[1]}; a graph file holds one edge between two nodes"
                 )
-            graph.add_edge(*edge, bundle=bundle.name, scope=scope_of[bundle.name], **attributes)
+            graph.add_edge(*edge, bundle=bundle.name, **attributes)
     return graph
 
 
@@ -109,15 +108,16 @@ def _edges(
     known: dict[str, list[Any]] = {}
     if mask is not None:
         kernels = mask[rows, columns].flatten(1)
-        known["live"] = kernels.sum(dim=1).tolist()
         if not single:
+            known["live"] = kernels.sum(dim=1).tolist()
             known["kernel"] = ["".join("01"[bit] for bit in bits) for bits in kernels.tolist()]
     if weight is not None:
         values = weight[rows, columns].flatten(1)
         if not single:
             counted = torch.ones_like(values) if mask is None else kernels.float()
             values = (values.abs() * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True)
-        known["weight"] = values[:, 0].tolist()
+        # Nine digits are all a float32 has; the rest would only make files longer.
+        known["weight"] = [float(f"{value:.9g}") for value in values[:, 0].tolist()]
     for place, (destination, source) in enumerate(pairs):
         yield destination, source, {name: column[place] for name, column in known.items()}
 
@@ -186,8 +186,8 @@ class _Rows:
 def live_from_networkx(graph: nx.DiGraph) -> dict[str, Tensor]:
     """The live mask that `to_networkx` was given: bool [D, S, kh, kw] by bundle.
 
-    Raises TopologyError where the graph has no topology of its own, or an edge says nothing or
-    nonsense of which of its positions live.
+    A 1x1 edge that is in the graph lives. Raises TopologyError where the graph has no topology
+    of its own, or a larger edge says nothing or nonsense of which of its positions live.
     """
     import torch
 
@@ -200,8 +200,8 @@ def live_from_networkx(graph: nx.DiGraph) -> dict[str, Tensor]:
     rows = {bundle.name: _Rows(topology, bundle) for bundle in topology.bundles}
     for source, destination, data in graph.edges(data=True):
         mask, row = masks[data["bundle"]], rows[data["bundle"]]
-        kernel = data.get("kernel", "1" if data.get("live") == 1 else "")
         positions = math.prod(mask.shape[2:])
+        kernel = data.get("kernel", "1" if positions == 1 else "")
         if not re.fullmatch(f"[01]{{{positions}}}", str(kernel)):
             raise TopologyError(
                 f"edge {source} to {destination} does not say which of its {positions} positions "
