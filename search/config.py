@@ -17,7 +17,8 @@ class StudyConfig(Config):
     """Everything a study needs; stands in TOML, in `study.json` and behind the CLI's flags.
 
     `train` overrides what the space trains with; `fix` pins choices of the space. The best
-    networks have high validation accuracy and low `minimize` costs.
+    networks have high validation accuracy and low `minimize` costs. `max_time` in seconds
+    limits the run that begins the study, not one that resumes it.
     """
 
     space: Component

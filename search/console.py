@@ -25,6 +25,11 @@ COLOURS = {
 }
 
 
+def cost_label(name: str) -> str:
+    """A cost's column heading, with its unit."""
+    return {"energy": "energy pJ"}.get(name, name.replace("_", " "))
+
+
 def compact_number(value: float) -> str:
     """1234567 → 1.23M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -128,7 +133,7 @@ class LiveTable:
         table = Table(title=self._title(len(done)), title_justify="left", expand=False)
         for name in ("trial", "operator", "rule"):
             table.add_column(name)
-        for name in ("live edges", "epoch", "val acc", cost.replace("_", " ")):
+        for name in ("live edges", "epoch", "val acc", cost_label(cost)):
             table.add_column(name, justify="right")
         table.add_column("state")
         table.add_column("left", justify="right")
@@ -198,7 +203,7 @@ def front_table(study: Study) -> Table:
     table.add_column("run")
     table.add_column("operator", no_wrap=True)
     table.add_column("rule", no_wrap=True)
-    for name in ("val acc", "test acc", *(cost.replace("_", " ") for cost in costs)):
+    for name in ("val acc", "test acc", *(cost_label(cost) for cost in costs)):
         table.add_column(name, justify="right")
     for trial in study.front():
         assert trial.result is not None

@@ -101,6 +101,7 @@ def drive(
                         run_study(
                             study, observer, data=data, max_time=max_time, interrupted=interrupted
                         )
+        study.suspend()
         return Outcome(
             study=study,
             mlflow_run=mirror.parent_run_id,

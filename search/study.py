@@ -26,7 +26,7 @@ from optuna.distributions import CategoricalDistribution
 from search.algorithms.base import ALGORITHMS, Algorithm
 from search.config import StudyConfig
 from search.pareto import pareto_front
-from search.spaces.base import SPACES, Space, narrow
+from search.spaces.base import SPACES, Space, narrow, settle
 from wiring.config import parse
 from wiring.errors import StudyError
 from wiring.network import ImageShape
@@ -182,11 +182,9 @@ class Study:
         self.space: Space = SPACES.get(config.space.name)(config.space.options)
         self._image, self._classes = image, classes
         settings = self.config.train
-        epochs = parse(TrainConfig, settings, where="train").epochs
         self.train = {
             "threads": max(1, int(config.cpus_per_trial)),
-            "epochs": epochs,
-            **self.space.train(image, epochs=epochs, images=images),
+            **self.space.train(image, epochs=self.epochs, images=images),
             **settings,
         }
         self._components = {
@@ -212,11 +210,14 @@ class Study:
                 values = event["values"]
                 algorithm.tell(int(event["number"]), tuple(values) if values else None)
         self._algorithm = algorithm
+        # What cannot be built at all is said now, before anything is asked for.
+        first = {kind: next(iter(components)) for kind, components in self._components.items()}
+        self.spec(settle(choices, {**self.space.defaults(image), **first}))
 
     @property
     def epochs(self) -> int:
         """Epochs of a full trial."""
-        return int(self.train["epochs"])
+        return parse(TrainConfig, self.config.train, where="train").epochs
 
     def _fixed(self, image: ImageShape) -> dict[str, Any]:
         """Choices that are pinned; all of them where a single network is trained."""
@@ -319,6 +320,12 @@ class Study:
             self._algorithm.tell(trial.number, values)
         for listener in self.on_end:
             listener(trial)
+
+    def suspend(self) -> None:
+        """Nothing runs any more: trials cut short wait to be asked for again."""
+        for trial in self.trials.values():
+            if trial.state == "running":
+                trial.state = "waiting"
 
     @property
     def finished(self) -> bool:

@@ -7,6 +7,7 @@ periodic and lose trials when the driver dies, are never read.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -54,15 +55,35 @@ class _Stateless:
         return {}
 
 
+P = ParamSpec("P")
+
+
+def _guarded(method: Callable[P, Any]) -> Callable[P, Any]:
+    """Tune logs and forgets what its callbacks raise; this keeps it in the object's `faults`."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+        owner: Any = args[0]
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            owner.faults.append(error)
+            return None
+
+    return call
+
+
 class _Asker(_Stateless, Searcher):
     """Lets Tune draw its trials from the study, never more than may run at once."""
 
-    def __init__(self, study: Study, concurrent: int) -> None:
+    def __init__(self, study: Study, concurrent: int, faults: list[Exception]) -> None:
         super().__init__(metric="val_accuracy", mode="max")
         self.study = study
         self.concurrent = concurrent
+        self.faults = faults
         self.running: set[str] = set()
 
+    @_guarded
     def suggest(self, trial_id: str) -> Any:
         if len(self.running) >= self.concurrent:
             return None
@@ -83,26 +104,35 @@ class _Asker(_Stateless, Searcher):
 class _Recorder(_Stateless, Callback):
     """Writes what Tune reports into the study, and tells the observer."""
 
-    def __init__(self, study: Study, observer: Observer, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        observer: Observer,
+        stopping: Callable[[], bool],
+        faults: list[Exception],
+    ) -> None:
         self.study = study
         self.observer = observer
         self.stopping = stopping
-        self.no_node_since: float | None = None
-        self.lost_cluster = False
+        self.faults = faults
+        self._last_alive = self._last_look = time.monotonic()
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._starts: dict[str, int] = {}
 
     def _trial(self, trial: Any) -> Trial:
         return self.study.trials[trial.config["trial"]]
 
+    @_guarded
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._trial(trial)
         self._starts[ours.id] = self._starts.get(ours.id, 0) + 1
         self.observer.started(ours)
 
+    @_guarded
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.observer.retried(self._trial(trial), _last_line(_error_text(trial)))
 
+    @_guarded
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -112,6 +142,7 @@ class _Recorder(_Stateless, Callback):
         elif self.study.record(ours, result["row"]):
             self.observer.reported(ours, result["row"])
 
+    @_guarded
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._trial(trial)
         outcome = self._outcomes.pop(ours.id, None)
@@ -126,6 +157,7 @@ class _Recorder(_Stateless, Callback):
             self.study.tell(ours, result.state, result=result, reason=result.reason)
         self.observer.ended(ours)
 
+    @_guarded
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._trial(trial)
         text = _error_text(trial)
@@ -134,16 +166,22 @@ class _Recorder(_Stateless, Callback):
         self.study.tell(ours, "failed", reason=reason, traceback=text or None)
         self.observer.ended(ours)
 
+    @_guarded
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         import ray
 
         # With the head alive and every node dead, Tune would wait for ten minutes.
+        now = time.monotonic()
+        if now - self._last_look < 1:
+            return
+        self._last_look = now
         if any(node["Alive"] for node in ray.nodes()):
-            self.no_node_since = None
-        elif self.no_node_since is None:
-            self.no_node_since = time.monotonic()
-        elif time.monotonic() - self.no_node_since > NO_NODE_DEADLINE_S:
-            self.lost_cluster = True
+            self._last_alive = now
+        elif now - self._last_alive > NO_NODE_DEADLINE_S:
+            raise ClusterError(
+                f"no node of the cluster has been alive for {NO_NODE_DEADLINE_S:.0f} s; "
+                f"start one and go on with 'wiring resume {self.study.directory}'"
+            )
 
 
 class _Stopper(_Stateless, tune.Stopper):
@@ -220,31 +258,29 @@ def run_study(
 ) -> None:
     """Run every trial of the study that is left, on the Ray that is connected.
 
-    `data` is an ImageData, or None where each worker loads it itself; `max_time` in seconds
-    stands before the study's own. Returns when all have ended, the time is up, or
-    `interrupted()`. Raises ClusterError when no node is left.
+    `data` is an ImageData, or None where each worker loads it itself. Returns when all have
+    ended, `max_time` seconds have passed, or `interrupted()`. Raises ClusterError when no node
+    is left, StudyError when the study cannot be written.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the study reports what happens
     config = study.config
     concurrent = config.concurrent or _capacity(config.cpus_per_trial, config.gpus_per_trial)
-    limit = max_time or config.max_time
-    deadline = time.monotonic() + limit if limit else None
+    deadline = time.monotonic() + max_time if max_time else None
 
     def stopping() -> bool:
         late = deadline is not None and time.monotonic() > deadline
-        return late or recorder.lost_cluster or interrupted()
+        return late or bool(faults) or interrupted()
 
-    recorder = _Recorder(study, observer, stopping)
+    faults: list[Exception] = []
+    recorder = _Recorder(study, observer, stopping, faults)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trainable, study=str(study.directory), data=data),
             {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial},
         ),
         tune_config=tune.TuneConfig(
-            metric="val_accuracy",
-            mode="max",
             num_samples=-1,
-            search_alg=_Asker(study, concurrent),
+            search_alg=_Asker(study, concurrent, faults),
             scheduler=_scheduler(study, study.epochs),
             reuse_actors=True,
         ),
@@ -262,8 +298,5 @@ def run_study(
         tuner.fit()
     finally:
         shutil.rmtree(study.directory / "ray", ignore_errors=True)
-    if recorder.lost_cluster:
-        raise ClusterError(
-            f"no node of the cluster has been alive for {NO_NODE_DEADLINE_S:.0f} s; "
-            f"start one and go on with 'wiring resume {study.directory}'"
-        )
+    if faults:
+        raise faults[0]

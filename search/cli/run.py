@@ -93,7 +93,13 @@ def search(
 
     driver.check(study_config, tracking_uri)
     study = Study.create(runs, name or _default_name(study_config), study_config)
-    outcome = driver.drive(study, address=address, token_file=token_file, tracking_uri=tracking_uri)
+    outcome = driver.drive(
+        study,
+        address=address,
+        token_file=token_file,
+        tracking_uri=tracking_uri,
+        max_time=study_config.max_time,
+    )
     _finish(outcome, as_json)
 
 

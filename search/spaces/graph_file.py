@@ -19,6 +19,7 @@ from search.spaces.base import (
     exact,
 )
 from wiring.config import Config
+from wiring.errors import TopologyError
 from wiring.graph.convert import from_networkx, read_graph
 from wiring.graph.topology import NodeGroup, Scope, Step, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, StemSpec
@@ -66,7 +67,11 @@ class GraphFile(Space):
 
     def build(self, values: Mapping[str, Any], image: ImageShape, classes: int) -> ModelSpec:
         """Raises TopologyError where the file cannot be read or breaks a rule of graphs."""
-        brought = from_networkx(read_graph(self.options.path))
+        graph = read_graph(self.options.path)
+        try:
+            brought = from_networkx(graph)
+        except TopologyError as error:
+            raise TopologyError(f"{self.options.path}: {error}") from None
         density = exact(values["density"])
         topology = Topology(
             groups=tuple(_with_steps(group, brought) for group in brought.groups),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 
@@ -120,6 +121,44 @@ def test_a_mistake_gives_one_sentence_and_a_failing_exit_code(
     assert last.startswith("error: ")
     assert sentence in last
     assert "Traceback" not in end.err
+
+
+def graph_file(edges: list[tuple[str, str, float]]) -> str:
+    links = [{"source": u, "target": v, "weight": w} for u, v, w in edges]
+    nodes = [{"id": name} for name in "abc"]
+    graph = {"directed": True, "multigraph": False, "graph": {}, "nodes": nodes, "edges": links}
+    return json.dumps(graph)
+
+
+@pytest.mark.parametrize(
+    ("edges", "sentence"),
+    [
+        ([("a", "b", 1.0), ("b", "c", 1.0), ("c", "a", 1.0)], "cycle"),
+        ([("a", "b", 1.0), ("b", "z", 1.0)], "there is no node z"),
+        ([("a", "b", math.nan), ("b", "c", 1.0)], "must be finite"),
+        ([("a", "b", 1.0)], "node c is isolated"),
+    ],
+)
+def test_a_broken_graph_file_is_named_with_its_fault(
+    wiring: Runner, tmp_path: Path, edges: list[tuple[str, str, float]], sentence: str
+) -> None:
+    (tmp_path / "g.json").write_text(graph_file(edges))
+    end = wiring("train", "--space", "graph-file", "--set", "space.path=g.json")
+    assert end.code == 1
+    assert "g.json" in end.err
+    assert sentence in end.err
+    assert not (tmp_path / "wiring-runs").exists() or not any((tmp_path / "wiring-runs").iterdir())
+
+
+def test_one_network_is_trained_found_and_tested_again(wiring: Runner, tmp_path: Path) -> None:
+    settings = ["--set", "data.limit=200", "--set", "train.batch_size=16"]
+    flags = ["--op", "bwn", "--epochs", "1", "--name", "one", "--json"]
+    end = wiring("train", *flags, *settings)
+    assert end.code == 0, end.err
+    (network,) = json.loads(end.out)["front"]
+    again = json.loads(wiring("evaluate", network["run_id"], "--json").out)
+    assert again["accuracy"] == network["test_accuracy"]
+    assert (tmp_path / "wiring-runs" / "one" / "trials" / "0000" / "artifacts").is_dir()
 
 
 def test_a_mistake_in_a_toml_file_names_the_file_and_line(wiring: Runner, tmp_path: Path) -> None:

@@ -147,3 +147,27 @@ def test_a_diverging_trial_ends_with_its_reason_and_not_the_study(tmp_path: Path
     assert record["trials"] == {"diverged": 2}
     assert record["front"] == []
     assert "loss" in err
+
+
+def test_asha_stops_weak_trials_early_and_a_time_limit_leaves_the_rest_to_resume(
+    tmp_path: Path,
+) -> None:
+    flags = ["--op", "dense", "--trials", "8", "--epochs", "9", "--scheduler", "asha"]
+    flags += ["--concurrent", "1", "--set", "data.limit=200", "--set", "train.batch_size=16"]
+    directory = tmp_path / "wiring-runs" / "s"
+    search = start("search", *flags, "--max-time", "8s", "--name", "s", "--json", cwd=tmp_path)
+    _, record, err = search.end()
+    assert record is not None
+    assert record["trials"]["waiting"] == 1, err
+    assert sum(record["trials"].values()) < 8
+
+    code, record, err = start("resume", "s", "--json", cwd=tmp_path).end()
+    assert code == 0, err
+    assert record is not None
+    assert set(record["trials"]) == {"finished", "stopped"}
+    assert sum(record["trials"].values()) == 8
+    told = [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
+    stopped = [e["trial"] for e in told if e["event"] == "tell" and e["state"] == "stopped"]
+    for trial in stopped:
+        assert len(rows(directory / "trials" / trial)) in (1, 3)
+        assert (directory / "trials" / trial / "artifacts" / "wiring.html").exists()
