@@ -1,26 +1,46 @@
-"""Files that are either whole or not there."""
+"""Files that are whole or absent: written aside, synced, renamed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import uuid
 from pathlib import Path
+
+TEMPORARY = ".tmp-"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same directory that no other writer uses; readers skip names of this form."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write and sync a file in place, for a directory that is not yet in view. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, flush it to disk, then rename it. Raises OSError."""
+    """Replace a file at once; its directory is made where it is missing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = temporary_beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        # mkstemp makes private files; this one is to have the mode of any other.
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
+        write_synced(aside, data)
+        aside.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise
+    sync_directory(path.parent)

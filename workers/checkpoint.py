@@ -24,14 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from wiring.errors import CheckpointError, StudyError
-from workers.files import (
-    TEMPORARY,
-    pack_tensors,
-    sync_directory,
-    temporary_beside,
-    write_synced,
-    writing,
-)
+from wiring.files import TEMPORARY, sync_directory, temporary_beside, write_synced
+from workers.files import pack_tensors, writing
 
 log = logging.getLogger(__name__)
 

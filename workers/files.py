@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, synced, renamed. Appended lines are synced.
+"""Files that are whole or absent, and lines that are synced when they are appended.
 
 Every function raises StudyError, one sentence with the path, where the disk is full or the
 place cannot be written; what stood there before is then untouched.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wiring.errors import StudyError
-
-TEMPORARY = ".tmp-"
-
-
-def temporary_beside(path: Path) -> Path:
-    """A name in the same directory that no other writer uses; readers skip names of this form."""
-    return path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+from wiring.files import sync_directory, write_atomic
 
 
 @contextlib.contextmanager
@@ -36,36 +29,10 @@ def writing(path: Path) -> Iterator[None]:
         raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write and sync a file in place, for a directory that is not yet in view. Raises OSError."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file at once; its directory is made where it is missing."""
-    aside = temporary_beside(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_synced(aside, data)
-            aside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
-        sync_directory(path.parent)
+        write_atomic(path, data)
 
 
 def write_text(path: Path, text: str) -> None:

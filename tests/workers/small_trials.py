@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from wiring import files
 from wiring.config import Component, parse
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, StemSpec
-from workers import checkpoint, files
+from workers import checkpoint
 from workers.spec import DataConfig, TrainConfig, TrialSpec
 from workers.trial import TrialResult, run_trial
 
@@ -132,5 +133,6 @@ def _die_at(limit: int) -> None:
 
     for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
         setattr(os, name, counted(getattr(os, name)))
-    torn = counted(files.write_synced, lambda path, data: path.write_bytes(data[: len(data) // 2]))
+    whole = files.write_synced
+    torn = counted(whole, lambda path, data: path.write_bytes(data[: len(data) // 2]))
     files.write_synced = checkpoint.write_synced = torn

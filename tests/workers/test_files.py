@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_the_old_file_and_is_one_sentence(
 ) -> None:
     path = tmp_path / "file.txt"
     files.write_text(path, "old")
-    monkeypatch.setattr(files, "write_synced", full_disk)
+    monkeypatch.setattr("wiring.files.write_synced", full_disk)
     with pytest.raises(StudyError, match=r"file\.txt: cannot be written: No space left on device"):
         files.write_text(path, "new")
     assert path.read_text() == "old"
