@@ -25,6 +25,10 @@ class TrainConfig(Config):
 
     `schedule` acts per iteration: `cosine` to 0 over all epochs; `step` times `decay` at each
     epoch in `milestones`; `constant`. The rate rises linearly over `warmup_epochs` first.
+    Before every validation the batch norms' moments are measured anew over `calibration_images`
+    training images: a swapped edge shifts a node's mean at once, and the running averages of
+    training lag behind. 0 keeps the running averages.
+
     A checkpoint is written after every epoch, and after every `checkpoint_steps` steps where
     epochs are long. `threads` is fixed, since sums on a CPU depend on it. `device` auto is a GPU
     where there is one; `mixed_precision` (float16 with a loss scaler) needs one.
@@ -43,6 +47,7 @@ class TrainConfig(Config):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: PositiveFloat | None = None
     mixed_precision: bool = False
+    calibration_images: NonNegativeInt = 512
     checkpoint_steps: PositiveInt | None = None
     threads: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from wiring.errors import CheckpointError, WiringError
 from wiring.graph import measure
@@ -171,8 +173,18 @@ class Trainer:
     def _where(self, step: int) -> str:
         return f" in epoch {self.epoch + 1} at step {step} of {self.steps}"
 
+    def _calibrate(self) -> None:
+        """Give the batch norms the moments of the present weights and wiring."""
+        images, size = self.spec.train.calibration_images, evaluation_batch(self.spec.train)
+        if images:
+            batches = self.data.train_batches(0, batch_size=size, seed=self.spec.seed)
+            update_bn(
+                itertools.islice(batches, math.ceil(images / size)), self.network, self.device
+            )
+
     def _close_epoch(self, ended: float) -> Row:
         train, sums = self.spec.train, self.sums
+        self._calibrate()
         validation = evaluate(self.network, self.data.val_batches(evaluation_batch(train)))
         if not math.isfinite(validation.loss):
             raise Diverged(f"the validation loss is not finite after epoch {self.epoch + 1}")

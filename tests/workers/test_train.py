@@ -193,3 +193,29 @@ def test_a_loss_that_overflows_half_precision_skips_the_step_and_lowers_the_scal
     after = torch.nn.utils.parameters_to_vector(subject.network.parameters())
     assert torch.equal(before, after)
     assert subject.scaler.get_scale() == 2.0**119
+
+
+def batch_norms(trained: Trainer) -> list[torch.nn.BatchNorm2d]:
+    return [m for m in trained.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def test_moments_are_those_of_the_present_weights_whatever_training_left(data: ImageData) -> None:
+    trained = trainer(data, small_spec(epochs=1))
+    trained.run_epoch(None, lambda: None)
+    norms = batch_norms(trained)
+    calibrated = [norm.running_mean.clone() for norm in norms]
+    for norm in norms:
+        norm.running_mean.fill_(100.0)
+    trained._calibrate()
+    pairs = zip(calibrated, norms, strict=True)
+    assert norms
+    assert all(torch.equal(mean, norm.running_mean) for mean, norm in pairs)
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
+def test_without_calibration_images_the_running_averages_of_training_stay(data: ImageData) -> None:
+    trained = trainer(data, small_spec(epochs=1, calibration_images=0))
+    norm = batch_norms(trained)[0]
+    norm.running_mean.fill_(100.0)
+    trained._calibrate()
+    assert bool((norm.running_mean == 100.0).all())
