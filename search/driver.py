@@ -33,12 +33,13 @@ FLUSH_DEADLINE_S = 20.0
 
 @dataclass
 class Outcome:
-    """How a drive ended. `unsent` counts what the tracking store has not got yet."""
+    """How a drive ended. `unsent` counts what the tracking store has not got yet, and why."""
 
     study: Study
     mlflow_run: str | None
     tracking_uri: str
     unsent: int
+    tracking_error: str | None
     seconds: float
     interrupted: bool
 
@@ -107,6 +108,7 @@ def drive(
             mlflow_run=mirror.parent_run_id,
             tracking_uri=mirror.uri,
             unsent=mirror.unsent(),
+            tracking_error=mirror.error,
             seconds=time.monotonic() - begin,
             interrupted=interrupted() and not study.finished,
         )

@@ -52,7 +52,8 @@ def show(outcome: Outcome) -> None:
         lines.append(f"MLflow run   {outcome.mlflow_run} in {outcome.tracking_uri}")
     if outcome.unsent:
         lines.append(
-            f"{outcome.unsent} records have not reached MLflow; they are kept, and "
+            f"{outcome.unsent} records have not reached MLflow "
+            f"({outcome.tracking_error or 'there was no time'}); they are kept, and "
             f"'wiring resume {study.directory}' sends them"
         )
     if study.finished:

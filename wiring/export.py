@@ -32,7 +32,7 @@ VERSION = "1"
 
 
 @torch.no_grad()
-def export(network: Network, path: Path) -> None:
+def export(network: Network, path: Path | str) -> None:
     """Write what evaluation needs of `network`, compacted. Raises CheckpointError.
 
     The payload has `total_cost(network)`'s weight_bits and index_bits, each tensor rounded up
@@ -47,13 +47,13 @@ def export(network: Network, path: Path) -> None:
         "digest": _digest(tensors),
     }
     try:
-        write_atomic(path, save(tensors, metadata))
+        write_atomic(Path(path), save(tensors, metadata))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @torch.no_grad()
-def load_exported(path: Path) -> Network:
+def load_exported(path: Path | str) -> Network:
     """The network of an exported file, in evaluation mode on the CPU.
 
     Raises CheckpointError for a file that is missing, damaged or of another kind or version,
@@ -196,7 +196,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
