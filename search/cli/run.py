@@ -12,9 +12,11 @@ import typer
 
 from search.cli import options
 from search.config import StudyConfig
+from wiring.errors import ConfigError
 
 if TYPE_CHECKING:
     from search.driver import Outcome
+    from search.study import Study
 
 RUNS = Path("wiring-runs")
 
@@ -88,11 +90,9 @@ def search(
     if dry_run:
         _print_toml(study_config)
         return
+    study = _create(study_config, name, runs, tracking_uri)
     from search import driver
-    from search.study import Study
 
-    driver.check(study_config, tracking_uri)
-    study = Study.create(runs, name or _default_name(study_config), study_config)
     outcome = driver.drive(
         study,
         address=address,
@@ -163,11 +163,12 @@ def train(
     if dry_run:
         _print_toml(study_config)
         return
+    for kind in ("op", "rule"):
+        if len(getattr(study_config, kind)) > 1:
+            raise ConfigError(f"wiring train takes one --{kind}; wiring search takes several")
+    study = _create(study_config, name, runs, tracking_uri, kind="train")
     from search import driver
-    from search.study import Study
 
-    driver.check(study_config, tracking_uri)
-    study = Study.create(runs, name or _default_name(study_config), study_config, kind="train")
     _finish(driver.drive(study, tracking_uri=tracking_uri), as_json)
 
 
@@ -190,6 +191,17 @@ def evaluate(
     else:
         for key, value in report.items():
             print(f"{key}: {value}")
+
+
+def _create(
+    config: StudyConfig, name: str | None, runs: Path, uri: str | None, kind: str = "search"
+) -> Study:
+    """A new study, once all that can be checked without its data is right."""
+    from search import driver
+    from search.study import Study
+
+    driver.check(config, uri)
+    return Study.create(runs, name or _default_name(config), config, kind=kind)
 
 
 def _default_name(config: StudyConfig) -> str:

@@ -108,6 +108,7 @@ def test_an_option_of_the_operator_is_set_by_name(wiring: Runner) -> None:
         (["search", "--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
         (["search", "--address", "127.0.0.1:9"], "127.0.0.1:9"),
         (["train", "--set", "train.threads=two"], "threads"),
+        (["train", "--op", "xnor,bwn"], "wiring train takes one --op"),
         (["resume", "no-study"], "no study 'no-study'"),
         (["evaluate", "no-run"], "no run 'no-run'"),
     ],
