@@ -119,6 +119,7 @@ def _prepare(study: Study, ray: Future[Any] | None = None) -> ImageData:
     try:
         data = load_data(study.config.data)
         study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
+        data.augment = bool(study.data.augment)
         if ray is not None:
             importlib.import_module("search.tune")  # takes seconds, while Ray starts
 

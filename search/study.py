@@ -75,6 +75,7 @@ class Study:
         self.config = config
         self.trials: dict[str, Trial] = {}
         self.train: dict[str, Any] = {}
+        self.data = config.data
         self.on_end: list[Callable[[Trial], None]] = []
         self._image: ImageShape | None = None
         self._algorithm: Algorithm | None = None
@@ -182,6 +183,8 @@ class Study:
         self.space: Space = SPACES.get(config.space.name)(config.space.options)
         self._image, self._classes = image, classes
         settings = self.config.train
+        if config.data.augment is None:
+            self.data = config.data.replace(augment=self.space.augments(image))
         self.train = {
             "threads": max(1, int(config.cpus_per_trial)),
             **self.space.train(image, epochs=self.epochs, images=images),
@@ -267,7 +270,7 @@ class Study:
         return TrialSpec(
             model=self.space.build(values, self._image, self._classes),
             train=parse(TrainConfig, train, where="train"),
-            data=self.config.data,
+            data=self.data,
             seed=int(params["seed"]),
         )
 

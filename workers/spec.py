@@ -59,7 +59,8 @@ class DataConfig(Config):
     `test` is the share held out for testing where a set brings no test images of its own.
     `limit` keeps only that many training images (before the split), for short experiments.
     `side` in pixels is the set's own by default. `loaders` processes decode a set too large for
-    memory. A relative `root` is taken from the directory in which the config was read.
+    memory. `augment` None leaves it to the space, and means no where there is none. A relative
+    `root` is taken from the directory in which the config was read.
     """
 
     name: str = "digits"
@@ -69,7 +70,7 @@ class DataConfig(Config):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     limit: PositiveInt | None = None
-    augment: bool = False
+    augment: bool | None = None
     loaders: NonNegativeInt = 2
 
     @field_validator("root")

@@ -53,6 +53,10 @@ class Space(ABC):
         `images` is the number of training images.
         """
 
+    def augments(self, image: ImageShape) -> bool:
+        """Whether training images are cropped and flipped by default: photographs are."""
+        return image.channels == 3
+
     @abstractmethod
     def build(self, values: Mapping[str, Any], image: ImageShape, classes: int) -> ModelSpec:
         """The network at one point of the space; `values` has every key of `choices`.

@@ -211,3 +211,16 @@ def test_durations_are_read_with_their_unit() -> None:
     ]
     with pytest.raises(ValueError, match="duration"):
         seconds("-3m")
+
+
+@pytest.mark.parametrize(
+    ("channels", "asked", "used"), [(1, None, False), (3, None, True), (3, False, False)]
+)
+def test_photographs_are_cropped_and_flipped_unless_the_user_says_otherwise(
+    tmp_path: Path, channels: int, asked: bool | None, used: bool
+) -> None:
+    study = Study.create(tmp_path, "s", config(data={"name": "cifar10", "augment": asked}))
+    study.begin(ImageShape(channels=channels, side=32), classes=10, images=1200)
+    trial = study.ask()
+    assert trial is not None
+    assert study.spec(trial.params).data.augment is used

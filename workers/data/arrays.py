@@ -62,7 +62,7 @@ class ArrayData(ImageData):
             counts={part: len(labels) for part, (_, labels) in parts.items()},
         )
         self.parts = parts
-        self.augment = config.augment
+        self.augment = bool(config.augment)
         self.flips = flips
         self.mean, self.std = moments(parts["train"][0])
 

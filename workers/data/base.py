@@ -30,8 +30,10 @@ class ImageData(ABC):
     """Training, validation and test images of one data set, at one size.
 
     Picklable, whatever the size: pixels are numpy arrays or stay on disk. `digest` is a hex
-    SHA-256 of the images and of how they are split.
+    SHA-256 of the images and of how they are split. `augment` may be changed.
     """
+
+    augment: bool
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ class StreamData(ImageData):
             digest=_digest(image.side, zoom, self.parts),
             counts={part: len(index) for part, (_, index) in self.parts.items()},
         )
-        self.augment, self.loaders, self.zoom = config.augment, config.loaders, zoom
+        self.augment, self.loaders, self.zoom = bool(config.augment), config.loaders, zoom
         sample = splitter(_MOMENTS).permutation(training)[:MOMENT_IMAGES]
         reader = _Reader(train, np.sort(sample), image.side, zoom, augment=False)
         decoded = list(in_threads(reader.decode, [(i, None) for i in range(len(sample))]))
