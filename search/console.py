@@ -15,6 +15,8 @@ from rich.text import Text
 
 from search.study import Study, Trial
 
+READING_PAUSE_S = 5.0
+
 COLOURS = {
     "running": "cyan",
     "finished": "green",
@@ -52,6 +54,7 @@ class PlainLines:
         self.study = study
         self.console = console
         self._begin = time.monotonic()
+        self._last_progress = self._begin
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +67,12 @@ class PlainLines:
 
     def status(self, text: str) -> None:
         self._say(text)
+
+    def reading(self, done: int, images: int) -> None:
+        """How far the data set is; a line every few seconds."""
+        if time.monotonic() - self._last_progress > READING_PAUSE_S:
+            self._last_progress = time.monotonic()
+            self._say(f"read {done} of {images} images")
 
     def started(self, trial: Trial) -> None:
         self._say(f"trial {trial.id} runs: {_choices(trial)}")
@@ -110,6 +119,9 @@ class LiveTable:
 
     def status(self, text: str) -> None:
         self._status = text
+
+    def reading(self, done: int, images: int) -> None:
+        self._status = f"reading images: {done} of {images} ({100 * done // images}%)"
 
     def started(self, trial: Trial) -> None:
         self._status = ""
@@ -182,7 +194,10 @@ class LiveTable:
         return f"{done:.1f}/{epochs}", clock(pace * (epochs - done))
 
 
-def watch(study: Study, console: Console) -> LiveTable | PlainLines:
+Watcher = LiveTable | PlainLines
+
+
+def watch(study: Study, console: Console) -> Watcher:
     """The table on a terminal, lines elsewhere."""
     return LiveTable(study, console) if console.is_terminal else PlainLines(study, console)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from search.algorithms.base import ALGORITHMS
 from search.config import StudyConfig
-from search.console import error_console, watch
+from search.console import Watcher, error_console, watch
 from search.figures.pareto import write_pareto
 from search.figures.wiring import write_artifacts
 from search.spaces.base import SPACES
@@ -89,13 +89,13 @@ def drive(
                 with _following(study, mirror):
                     observer.status("every trial has ended; sending what MLflow lacks")
             elif study.kind == "train":
-                data = _prepare(study)
+                data = _prepare(study, observer)
                 with _following(study, mirror):
                     _run_here(study, observer, data, interrupted)
             else:
                 observer.status("starting Ray and reading the data")
                 with _ray(address, token_file) as ray:
-                    data = _prepare(study, ray)
+                    data = _prepare(study, observer, ray)
                     with _following(study, mirror):
                         from search.tune import run_study
 
@@ -114,10 +114,10 @@ def drive(
         )
 
 
-def _prepare(study: Study, ray: Future[Any] | None = None) -> ImageData:
+def _prepare(study: Study, observer: Watcher, ray: Future[Any] | None = None) -> ImageData:
     """Data, search algorithm and Ray; a new study that cannot start leaves nothing behind."""
     try:
-        data = load_data(study.config.data)
+        data = load_data(study.config.data, observer.reading)
         study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
         data.augment = bool(study.data.augment)
         if ray is not None:
@@ -182,7 +182,7 @@ class _Interrupted(Exception):
 
 
 def _run_here(
-    study: Study, observer: Any, data: ImageData, interrupted: Callable[[], bool]
+    study: Study, observer: Watcher, data: ImageData, interrupted: Callable[[], bool]
 ) -> None:
     """The single trial of `wiring train`, in this process."""
     trial = study.ask()

@@ -90,3 +90,15 @@ def test_numbers_and_times_are_short() -> None:
     numbers = [compact_number(value) for value in (7, 1234, 1234567, 2.5e9)]
     assert numbers == ["7", "1.23k", "1.23M", "2.5G"]
     assert [clock(value) for value in (5, 75, 3700)] == ["0:05", "1:15", "1:01:40"]
+
+
+def test_reading_a_large_data_set_is_told_now_and_then(tmp_path: Path) -> None:
+    file = io.StringIO()
+    lines = PlainLines(Study.create(tmp_path, "s", config()), Console(file=file))
+    lines.reading(1, 60)
+    assert file.getvalue() == ""
+    lines._last_progress -= 60
+    lines.reading(2, 60)
+    lines.reading(3, 60)
+    assert file.getvalue().count("read 2 of 60 images") == 1
+    assert "read 3" not in file.getvalue()
