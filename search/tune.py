@@ -32,7 +32,7 @@ from ray.tune.search.searcher import Searcher
 
 from search.study import Study, Trial
 from wiring.config import parse
-from wiring.errors import ClusterError
+from wiring.errors import ClusterError, StudyError
 from workers.trainable import trainable
 from workers.trial import TrialResult
 
@@ -137,6 +137,11 @@ class _Recorder(_Stateless, Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         ours = self._trial(trial)
+        if "fault" in result:
+            raise StudyError(
+                f"{result['fault']}; mend that and go on with "
+                f"'wiring resume {self.study.directory}'"
+            )
         if "result" in result or "error" in result:
             self._outcomes[ours.id] = result
         elif self.study.record(ours, result["row"]):

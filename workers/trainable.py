@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wiring.config import parse
-from wiring.errors import WiringError
+from wiring.errors import StudyError, WiringError
 from workers.spec import TrialSpec
 
 
@@ -20,7 +20,8 @@ def trainable(config: dict[str, Any], study: str, data: Any) -> None:
     `data` is the ImageData, held once per node in Ray's object store.
 
     Reports hold `epoch` and `val_accuracy` for Tune's scheduler and the whole `row`; the last
-    one holds the `result`, or the `error` of a trial that would fail the same way again.
+    one holds the `result`, or the `error` of a trial that would fail the same way again, or the
+    `fault` of a study that cannot be written: the disk is full.
     Anything else that raises is left to Tune, which starts the trial again elsewhere.
     """
     from ray import tune
@@ -46,6 +47,8 @@ def trainable(config: dict[str, Any], study: str, data: Any) -> None:
 
     try:
         result = run_trial(spec, directory, report=report, data=data, progress=progress)
+    except StudyError as error:
+        tune.report({**last, "fault": str(error)})
     except WiringError as error:
         tune.report({**last, "error": str(error), "traceback": traceback.format_exc()})
     else:

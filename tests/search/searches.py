@@ -14,10 +14,11 @@ from typing import Any
 
 TIMES = {"time", "step_ms", "epoch_seconds"}
 
-# Two operators of a plug-in: one always raises, one kills its process once, in its second epoch.
+# A plug-in's operators: one raises, one finds the disk full, one kills its process once.
 PLUGIN = '''
 import os, signal
 from pathlib import Path
+from wiring.errors import StudyError
 from wiring.graph.edges import EDGE_OPS
 from wiring.methods.dense import Dense
 
@@ -26,6 +27,14 @@ class Raising(Dense):
     """Raises on the first forward pass."""
     def forward(self, x, live, learn):
         raise RuntimeError("this operator is broken")
+
+@EDGE_OPS.register("filling")
+class Filling(Dense):
+    """Finds the disk full on the first forward pass, unless DYING_MARKER exists."""
+    def forward(self, x, live, learn):
+        if not Path(os.environ["DYING_MARKER"]).exists():
+            raise StudyError("/there: cannot be written: No space left on device")
+        return super().forward(x, live, learn)
 
 @EDGE_OPS.register("dying")
 class Dying(Dense):
@@ -48,7 +57,8 @@ def install_plugin(directory: Path) -> None:
     info.mkdir(parents=True)
     (directory / "breakable.py").write_text(PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: breakable\nVersion: 0.1\n")
-    points = "[wiring.edge_ops]\nraising = breakable:Raising\ndying = breakable:Dying\n"
+    points = "[wiring.edge_ops]\nraising = breakable:Raising\n"
+    points += "dying = breakable:Dying\nfilling = breakable:Filling\n"
     (info / "entry_points.txt").write_text(points)
 
 

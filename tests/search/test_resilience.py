@@ -117,6 +117,23 @@ def test_trials_that_raise_or_die_are_retried_and_the_study_goes_on(tmp_path: Pa
     assert [row["epoch"] for row in rows(directory)] == [1, 2, 3]
 
 
+def test_a_full_disk_stops_the_search_and_costs_no_trial(tmp_path: Path) -> None:
+    install_plugin(tmp_path / "plugin")
+    marker = tmp_path / "freed"
+    settings = {"PYTHONPATH": str(tmp_path / "plugin"), "DYING_MARKER": str(marker)}
+    flags = small("--op", "filling", "--trials", "2", "--name", "s")
+    code, record, err = start("search", *flags, cwd=tmp_path, **settings).end()
+    assert (code, record) == (1, None)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: /there: cannot be written: No space left on device")
+    assert "wiring resume" in last
+    marker.touch()
+    code, record, err = start("resume", "s", "--json", cwd=tmp_path, **settings).end()
+    assert code == 0, err
+    assert record is not None
+    assert record["trials"] == {"finished": 2}
+
+
 def test_trials_of_a_node_that_dies_finish_elsewhere(tmp_path: Path) -> None:
     with LocalCluster(nodes=3, cpus=1, head_cpus=0) as cluster:
         flags = ["--op", "dense", "--trials", "4", "--epochs", "4", "--json", "--name", "s"]
