@@ -12,7 +12,10 @@ from method_cases import SHAPES, Shape, images, label, make, masks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wiring.config import Component
 from wiring.cost import Cost
+from wiring.graph.static import StaticGraph
+from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 from wiring.methods import adder
 
 F64 = torch.float64
@@ -177,3 +180,17 @@ def test_adders_cost_two_additions_an_edge_and_no_multiplication() -> None:
     edges = int(live.sum())
     cost = make("adder", Shape("pointwise")).cost(live, 10)
     assert cost == Cost(additions=20 * edges, weight_bits=32 * edges)
+
+
+def test_a_group_that_receives_adder_sums_is_normalised_first() -> None:
+    topology = Topology(
+        groups=(NodeGroup(name="in", size=8), NodeGroup(name="out", size=6)),
+        bundles=(Bundle(name="edges", sources=("in",), destination="out"),),
+        scopes=(Scope(name="all", bundles=("edges",)),),
+    )
+    rule = Component(name="complete")
+    x = 3 * torch.randn(16, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    y = StaticGraph(topology, Component(name="adder"), rule)(x).detach()
+    assert y.mean().abs() < 1e-5
+    assert y.std() == pytest.approx(1.0, abs=0.01)
+    assert len(StaticGraph(topology, Component(name="dense"), rule).nodes["out"]) == 0

@@ -32,6 +32,8 @@ class EdgeOp(nn.Module, ABC):
 
     paper: ClassVar[str] = ""
     Options: ClassVar[type[Config]] = NoOptions
+    # A group that receives such sums and has no norm gets one, before its other steps.
+    needs_norm: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -82,6 +82,9 @@ class StaticGraph(nn.Module):
                 if group.name in bundle.sources:
                     reader = self.op(bundle.name)
                     steps = reader.arrange(steps, reader.options)
+            writers = [self.op(b.name) for b in topology.bundles if b.destination == group.name]
+            if "norm" not in steps and any(writer.needs_norm for writer in writers):
+                steps = ("norm", *steps)
             self.nodes[group.name] = NodeOp(group, steps)
         make_rule = EDGE_RULES.get(rule.name)
         self.scopes = nn.ModuleDict()

@@ -137,6 +137,8 @@ class Adder(EdgeOp):
 
     paper = "Chen et al.: AdderNet, CVPR 2020"
     Options: ClassVar[type[Config]] = AdderOptions
+    # Sums lie around -n·√(2(Var x + Var w)/π): without a norm behind them training diverges.
+    needs_norm: ClassVar[bool] = True
 
     def reset_parameters(self, fan_in: int) -> None:
         """Standard normal, as in the released code: a distance has no scale to preserve."""
