@@ -1,4 +1,4 @@
-"""Settings that every test needs, and one Ray for all tests that need one."""
+"""Settings that every test needs: no telemetry, short MLflow retries, one thread."""
 
 from __future__ import annotations
 
