@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,11 @@ def write_pareto(study_dir: Path) -> None:
     write_text(study_dir / "front.md", _markdown(study, rows))
     write_bytes(study_dir / "pareto.png", picture(study, points))
     write_text(study_dir / "pareto.html", page(study, points))
+
+
+def spans_a_decade(costs: Sequence[float]) -> bool:
+    """Whether a logarithmic axis suits them: within a decade it may have no labelled tick."""
+    return bool(costs) and 0 < 10 * min(costs) < max(costs)
 
 
 def axes_of(study: StudyRecords) -> list[str]:
@@ -246,7 +252,7 @@ def page(study: StudyRecords, points: list[Point]) -> str:
                     row=1,
                     col=column,
                 )
-        log = bool(points) and min(point.costs[cost] for point in points) > 0
+        log = spans_a_decade([point.costs[cost] for point in points])
         figure.update_xaxes(
             title=_label(cost),
             type="log" if log else "linear",

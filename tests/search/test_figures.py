@@ -16,6 +16,7 @@ import torch
 from search.figures import page, write_artifacts, write_pareto
 from search.figures.history import EdgeTable, History
 from search.figures.layout import place
+from search.figures.pareto import spans_a_decade
 from tests.search.fake_study import FakeStudy, topology
 from wiring.errors import StudyError
 from wiring.graph.convert import from_graphml, from_node_link
@@ -246,3 +247,8 @@ def test_a_study_without_finished_trials_has_an_empty_front(tmp_path: Path) -> N
     write_pareto(fake.directory)
     assert (fake.directory / "front.csv").read_text().count("\n") == 1
     assert (fake.directory / "pareto.png").exists()
+
+
+def test_an_axis_is_logarithmic_only_where_its_costs_span_a_decade() -> None:
+    assert spans_a_decade([1.0, 11.0])
+    assert not any(spans_a_decade(costs) for costs in ([], [5.0], [1.87, 1.96], [0.0, 90.0]))
