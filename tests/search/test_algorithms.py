@@ -149,6 +149,7 @@ def test_failed_trials_alone_do_not_stop_a_search(name: str) -> None:
     for number in range(8):
         algorithm.ask(number)
         algorithm.tell(number, None if number % 2 else (float("nan"), 1.0))
+    assert set(algorithm.ask(8)) == set(CHOICES)
 
 
 @ALL

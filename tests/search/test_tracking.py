@@ -344,8 +344,9 @@ def test_a_bad_tracking_uri_is_refused_in_one_sentence_without_secrets(uri: str)
     assert "secret" not in text
 
 
-def test_the_default_store_is_reachable_before_it_exists(runs: Path) -> None:
-    tracking_reachable(default_uri(runs))
+def test_the_default_store_is_reachable_before_it_exists(tmp_path: Path) -> None:
+    tracking_reachable(default_uri(tmp_path))
+    assert not (tmp_path / "mlflow.db").exists()  # asking does not make it
 
 
 def test_serving_where_nothing_was_tracked_is_refused(tmp_path: Path) -> None:
