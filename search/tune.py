@@ -294,7 +294,6 @@ def run_study(
             storage_path=str(study.directory / "ray"),
             stop=_Stopper(stopping),
             failure_config=tune.FailureConfig(max_failures=config.retries),
-            checkpoint_config=tune.CheckpointConfig(),
             callbacks=[recorder],
             verbose=0,
         ),

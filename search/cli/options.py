@@ -36,6 +36,7 @@ Settings = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Settings in TOML, as --dry-run prints them.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the settings as TOML and stop.")]
 Name = Annotated[str | None, typer.Option(help="Name of the study (default: space, op, time).")]
 Runs = Annotated[Path, typer.Option(help="Directory of all studies.")]
 Tracking = Annotated[

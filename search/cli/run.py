@@ -60,9 +60,7 @@ def search(
     address: options.Address = None,
     token_file: options.TokenFile = None,
     tracking_uri: options.Tracking = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the settings as TOML and stop.")
-    ] = False,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Search for networks that are accurate and cheap, and show the Pareto front."""
@@ -141,9 +139,7 @@ def train(
     name: options.Name = None,
     runs: options.Runs = RUNS,
     tracking_uri: options.Tracking = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the settings as TOML and stop.")
-    ] = False,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train one network in this process, the way a trial of a search does."""

@@ -29,7 +29,6 @@ class NodeOp(nn.Sequential):
         super().__init__()
         for step in steps:
             if step == "norm":
-                # An instance of one pixel has no variance: such a step would be the constant bias.
                 self.add_module(step, norms[group.norm](group.size, affine=True))
             elif step == "act":
                 self.add_module(step, nn.ReLU())
@@ -37,5 +36,3 @@ class NodeOp(nn.Sequential):
                 self.add_module(step, depthwise(group.size, group.stride))
             else:
                 self.add_module(step, nn.AdaptiveAvgPool2d(1))
-        self.group = group
-        self.order = tuple(steps)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wiring.errors import DataError
-from workers.data.arrays import Labels, Pixels
+from workers.data.arrays import ArrayData, Labels, Pixels, resize
 from workers.data.base import default_root
 from workers.spec import DataConfig
 
@@ -43,6 +43,19 @@ def read_archive(config: DataConfig, reader: Callable[..., Any], folder: str) ->
         raise DataError(f"{root / folder}: cannot be read: {reason}{remedy}") from error
     train, test = (_arrays(part) for part in parts)
     return Archive(tuple(parts[0].classes), train, test)
+
+
+def read_photographs(config: DataConfig, reader: Callable[..., Any], folder: str) -> ArrayData:
+    """An archive of photographs as training sees it: at their own side unless one is given."""
+    found = read_archive(config, reader, folder)
+    side = config.side or found.train[0].shape[1]
+    return ArrayData(
+        config,
+        classes=found.classes,
+        train=(resize(found.train[0], side), found.train[1]),
+        test=(resize(found.test[0], side), found.test[1]),
+        flips=True,
+    )
 
 
 def _arrays(part: Any) -> tuple[Pixels, Labels]:

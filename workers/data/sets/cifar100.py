@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from workers.data.archives import read_archive
-from workers.data.arrays import ArrayData, resize
+from workers.data.archives import read_photographs
 from workers.data.base import DATA, DataSet, ImageData, Progress
 from workers.spec import DataConfig
-
-SIDE = 32
 
 
 @DATA.register("cifar100")
@@ -19,12 +16,4 @@ class Cifar100(DataSet):
     def load(self, config: DataConfig, progress: Progress | None) -> ImageData:
         from torchvision.datasets import CIFAR100
 
-        found = read_archive(config, CIFAR100, CIFAR100.base_folder)
-        side = config.side or SIDE
-        return ArrayData(
-            config,
-            classes=found.classes,
-            train=(resize(found.train[0], side), found.train[1]),
-            test=(resize(found.test[0], side), found.test[1]),
-            flips=True,
-        )
+        return read_photographs(config, CIFAR100, CIFAR100.base_folder)
