@@ -21,6 +21,7 @@ app.command("resume")(run.resume)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("list")(look.list_names)
+app.command("kernels")(look.kernels)
 app.command("ui")(look.ui)
 app.add_typer(cluster.app, name="cluster")
 

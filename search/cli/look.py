@@ -1,8 +1,9 @@
-"""Commands that look: list, ui."""
+"""Commands that look: list, kernels, ui."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +53,30 @@ def _entries(kind: Kind) -> list[Entry]:
     from wiring.graph.edges import EDGE_OPS, EDGE_RULES
 
     return EDGE_OPS.entries() if kind == "ops" else EDGE_RULES.entries()
+
+
+def kernels(
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects on stdout.")] = False,
+) -> None:
+    """List, per operation, which compiled kernels run on this machine, and why others do not.
+
+    Without one an operation runs on its definition in PyTorch: the same numbers, slower.
+    """
+    from wiring.kernels.backends import backends
+
+    rows = backends()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("operation", "back end", "here", "which, or why not"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.op, row.backend, "yes" if row.available else "no", row.detail)
+    Console().print(table)
 
 
 def ui(

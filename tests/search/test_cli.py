@@ -60,6 +60,15 @@ def test_list_names_everything_with_a_summary(wiring: Runner, kind: str, known: 
     assert all(entry["summary"] for entry in entries)
 
 
+def test_kernels_tells_of_every_operation_on_every_back_end(wiring: Runner) -> None:
+    end = wiring("kernels", "--json")
+    rows = json.loads(end.out)
+    assert end.code == 0
+    assert {row["backend"] for row in rows} == {"cpu", "cuda"}
+    assert {"bitpack", "select_edges"} <= {row["op"] for row in rows}
+    assert all(row["available"] in (True, False) and row["detail"] for row in rows)
+
+
 def test_a_dry_run_prints_toml_that_gives_the_same_settings(wiring: Runner, tmp_path: Path) -> None:
     flags = ["--op", "xnor,adder", "--trials", "3", "--set", "train.lr=0.05", "--max-time", "2m"]
     first = wiring("search", *flags, "--dry-run")

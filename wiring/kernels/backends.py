@@ -44,7 +44,7 @@ class Native:
         try:
             self._module = importlib.import_module(f"wiring.kernels.{self.op}._cpu")
         except ModuleNotFoundError:
-            self.reason = "not compiled: no C++ compiler was found when wiring was installed"
+            self.reason = "not compiled: wiring was installed without a working C++ compiler"
         except ImportError as error:
             self.reason = f"cannot be loaded: {error}"
         if self._module is not None and _forced not in (None, DEFINITION):
