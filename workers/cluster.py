@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -135,17 +136,20 @@ def _start_private(
     ray: Any = importlib.import_module("ray")
     try:
         _reload_token()
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=_store_bytes(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=dict(runtime_env) if runtime_env else None,
-            _temp_dir=str(directory / "ray"),
-            _node_ip_address=node_address("127.0.0.1"),
-        )
+        # Ray puts the driver's current directory first on its workers' path. In a checkout those
+        # would be the sources, without compiled kernels, in place of the packages running here.
+        with contextlib.chdir(directory):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=_store_bytes(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=dict(runtime_env) if runtime_env else None,
+                _temp_dir=str(directory / "ray"),
+                _node_ip_address=node_address("127.0.0.1"),
+            )
         nodes = tuple(describe(ray.nodes()))
     except Exception as error:
         ray.shutdown()
@@ -164,12 +168,13 @@ def _join(
 
     try:
         _reload_token()
-        ray.init(
-            address=f"{node_address(host)}:{port}",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=packages(runtime_env),
-        )
+        with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+            ray.init(
+                address=f"{node_address(host)}:{port}",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=packages(runtime_env),
+            )
     except Exception as error:
         ray.shutdown()
         _restore(before)

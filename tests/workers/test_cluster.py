@@ -161,6 +161,34 @@ print(len(set(tokens)), (Path.home() / ".ray").exists())
     assert done.stdout.splitlines() == [*once, *once, "2 False"], done.stderr
 
 
+@pytest.mark.ray
+def test_workers_run_the_packages_of_the_driver_not_those_where_it_was_started(
+    place: Path,
+) -> None:
+    (place / "wiring").mkdir()
+    (place / "wiring" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    script = """
+import sys
+from workers.cluster import connect, disconnect
+connect(num_cpus=1)
+import ray, wiring
+@ray.remote
+def where():
+    import wiring
+    return wiring.__file__
+print(ray.get(where.remote()) == wiring.__file__)
+disconnect()
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.stdout.splitlines() == ["True"], done.stderr
+
+
 def test_a_wrong_address_fails_before_ray_is_asked() -> None:
     with socket.socket() as probe:  # bound, not listening
         probe.bind(("127.0.0.1", 0))
