@@ -2,8 +2,9 @@
 
 `build_network(ModelSpec(...))` makes a classifier whose edges an `EdgeRule` chooses and an
 `EdgeOp` computes; `attach` lets an optimiser's step drive the wiring. Once trained,
-`wiring.compact.compact` drops what no output depends on and `wiring.export.export` writes it
-down in as many bits as `Cost` says; `load_exported` reads it back.
+`compile` turns it into its fast form, `wiring.compact.compact` drops what no output depends on,
+and `wiring.export.export` writes it down in as many bits as `Cost` says; `load_exported` reads
+it back.
 
 Importing this package loads nothing heavy: each name below is imported when first used.
 """
@@ -14,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wiring.compiled import CompiledNetwork, compile
     from wiring.cost import Cost
     from wiring.errors import WiringError
     from wiring.export import load_exported
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from wiring.network import ModelSpec, Network, build_network
 
 _HOMES = {
+    "CompiledNetwork": "wiring.compiled",
     "Cost": "wiring.cost",
     "EDGE_OPS": "wiring.graph.edges",
     "EDGE_RULES": "wiring.graph.edges",
@@ -35,10 +38,12 @@ _HOMES = {
     "WiringError": "wiring.errors",
     "attach": "wiring.graph.static",
     "build_network": "wiring.network",
+    "compile": "wiring.compiled",
     "load_exported": "wiring.export",
 }
 
 __all__ = [
+    "CompiledNetwork",
     "Cost",
     "EDGE_OPS",
     "EDGE_RULES",
@@ -51,6 +56,7 @@ __all__ = [
     "WiringError",
     "attach",
     "build_network",
+    "compile",
     "load_exported",
 ]
 

@@ -38,18 +38,25 @@ def export(network: Network, path: Path | str) -> None:
     The payload has `total_cost(network)`'s weight_bits and index_bits, each tensor rounded up
     to whole bytes.
     """
-    small = compact(network).cpu().eval()
-    tensors = {name: tensor.contiguous() for name, tensor in stored_tensors(small).items()}
+    data = exported(compact(network).cpu().eval())
+    try:
+        write_atomic(Path(path), data)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@torch.no_grad()
+def exported(network: Network) -> bytes:
+    """The file of a compacted network in evaluation mode on the CPU."""
+    tensors = {name: tensor.contiguous() for name, tensor in stored_tensors(network).items()}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": json.dumps(small.spec.to_dict(), separators=(",", ":")),
+        "spec": json.dumps(network.spec.to_dict(), separators=(",", ":")),
         "digest": _digest(tensors),
     }
-    try:
-        write_atomic(Path(path), save(tensors, metadata))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+    data: bytes = save(tensors, metadata)
+    return data
 
 
 @torch.no_grad()

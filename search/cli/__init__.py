@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from search.cli import cluster, look, run
+from search.cli import cluster, look, optimize, run
 from wiring.errors import WiringError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("search")(run.search)
 app.command("resume")(run.resume)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
+app.command("optimize")(optimize.optimize)
 app.command("list")(look.list_names)
 app.command("kernels")(look.kernels)
 app.command("ui")(look.ui)

@@ -16,7 +16,6 @@ from wiring.config import Component
 from wiring.cost import Cost
 from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
-from wiring.methods import adder
 
 F64 = torch.float64
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=label)
@@ -60,25 +59,6 @@ def test_sign_gradient_of_the_weights_is_the_derivative(shape: Shape) -> None:
 @every_shape
 def test_full_gradient_of_the_input_is_not_clipped(shape: Shape) -> None:
     surrogate(shape, lambda gap: gap, lambda gap: gap, input_gradient="full")
-
-
-@pytest.mark.parametrize("density", [0.4, 1.0])
-def test_working_through_a_batch_in_parts_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, density: float
-) -> None:
-    shape = Shape("3x3", batch=5, kernel=(3, 3), padding=1, density=density)
-    op = make("adder", shape)
-    live, learn = masks(shape)
-    results = []
-    for elements in (1 << 22, 54 * 25 * 2, 1):
-        monkeypatch.setattr(adder, "PATCH_ELEMENTS", elements)
-        x = images(shape).requires_grad_()
-        op.weight.grad = None
-        y = op(x, live, learn)
-        y.square().sum().backward()
-        results.append((y, x.grad, op.weight.grad))
-    torch.testing.assert_close(results[1], results[0])
-    torch.testing.assert_close(results[2], results[0])
 
 
 def test_padding_is_a_pixel_of_value_zero() -> None:

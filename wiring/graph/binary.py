@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,17 +15,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wiring.config import Config
-from wiring.errors import WiringError
 from wiring.graph.edges import WEIGHT_BITS, EdgeOp
+from wiring.kernels.bitpack import BITS, pack_bits, pack_signs, words
+from wiring.kernels.xnor_conv2d import binary_filters, binary_gradient, row_scales
 
 WeightGradient = Literal["exact", "paper", "repo"]
-ROW = (1, 2, 3)
 
 
 class BinaryOptions(Config):
     """Settings of one-bit weights.
 
-    `weight_gradient`: the formula in `binary_weight`. `center`, `clamp`: the projection after a
+    `weight_gradient`: the formula in `binary_gradient`. `center`, `clamp`: the projection after a
     step in `BinaryWeights.after_step`.
     """
 
@@ -43,13 +44,11 @@ def sign(x: Tensor) -> Tensor:
 def row_scale(weight: Tensor, live: Tensor) -> Tensor:
     """α [D, 1, 1, 1]: mean |w| over the live edges of each row, 0 where none lives.
 
-    Summed in float64, so that a row of equal float32 magnitudes gives back that very magnitude:
-    what `pack` stores is what `unpack` computes.
+    A row of equal float32 magnitudes gives back that very magnitude: what `pack` stores is what
+    `unpack` computes.
     """
-    magnitude = torch.where(live, weight.abs(), 0.0)
-    total = magnitude.sum(dim=ROW, keepdim=True, dtype=torch.float64)
-    count = live.sum(dim=ROW, keepdim=True)
-    return (total / count.clamp(min=1)).to(weight.dtype)
+    alpha: Tensor = row_scales(weight.detach(), live)
+    return alpha
 
 
 class _BinaryWeight(torch.autograd.Function):
@@ -57,49 +56,22 @@ class _BinaryWeight(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, live: Tensor, learn: Tensor, mode: WeightGradient
     ) -> Tensor:
-        alpha = row_scale(weight, live)
+        alpha = row_scales(weight, live)
         ctx.save_for_backward(weight, live, learn, alpha)
         ctx.mode = mode
-        return torch.where(live, alpha * sign(weight), 0.0)
+        filters: Tensor = binary_filters(weight, live, alpha)
+        return filters
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, live, learn, alpha = ctx.saved_tensors
-        magnitude = weight.abs()
-        live_edges = live.sum(dim=ROW, keepdim=True)
-        count = live_edges.clamp(min=1)
-        # A dead edge of a row without live ones would be that row's only edge: α = |w|, n = 1.
-        alpha = torch.where(live_edges > 0, alpha, magnitude)
-        straight = grad * alpha * (magnitude < 1)
-        if ctx.mode == "exact":
-            signs = sign(weight)
-            through_scale = torch.where(live, grad * signs, 0.0).sum(dim=ROW, keepdim=True)
-            result = straight + torch.where(live, signs * through_scale / count, 0.0)
-        else:
-            result = grad / count + straight
-        if ctx.mode == "repo":
-            sources = weight.shape[1]
-            if sources < 2:
-                raise WiringError(
-                    "weight_gradient 'repo' has the factor 1 - 1/sources and needs at least "
-                    f"2 sources to learn, got {sources}"
-                )
-            result = result * (1 - 1 / sources) * count
-        return torch.where(learn, result, 0.0), None, None, None
+        return binary_gradient(grad, *ctx.saved_tensors, ctx.mode), None, None, None
 
 
 def binary_weight(weight: Tensor, live: Tensor, learn: Tensor, mode: WeightGradient) -> Tensor:
     """α·sign(w) on live edges, 0 on dead ones; all arguments and the result [D, S, kh, kw].
 
-    With g the gradient of the result and n the live edges of the row, the gradient of w_i is
-
-    - `exact`: sign(w_i)/n · Σ_live g_j sign(w_j) + α·g_i·1[|w_i| < 1];
-    - `paper`: g_i·(1/n + α·1[|w_i| < 1]);
-    - `repo`: the paper's · (1 - 1/S) · n, as in the released code; WiringError if S is 1.
-
-    A dead edge that learns gets what it would get if it lived (g passes straight through the
-    mask), except for the first term of `exact`: α is a mean over live edges only.
+    Its gradient is `binary_gradient`: edges in `learn` receive it.
     """
     result: Tensor = _BinaryWeight.apply(weight, live, learn, mode)
     return result
@@ -134,6 +106,25 @@ class BinaryWeights(EdgeOp):
             weight.sub_(torch.where(whole, weight.mean(dim=1, keepdim=True), 0.0))
         if self.options.clamp:
             weight.copy_(torch.where(learn, weight.clamp(-1, 1), weight))
+
+    def packed_weight(
+        self, live: Tensor, sizes: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, Tensor, int]:
+        """(weight words, live words, α, channels) for packed kernels.
+
+        Words int64 [D, kh, kw, words], those of each source group of `sizes` channels filled up
+        to whole words; where that leaves gaps, they count as channels that do not live. Live
+        words are None where every channel lives; α is float32 [D].
+        """
+        rows = self.weight.detach()
+        weight = torch.cat([pack_signs(part) for part in rows.split(list(sizes), dim=1)], dim=3)
+        alpha = row_scale(rows, live).flatten()
+        channels = live.shape[1]
+        gaps = weight.shape[3] != words(channels) or any(size % BITS for size in sizes[:-1])
+        if not gaps and bool(live.all()):
+            return weight, None, alpha, channels
+        mask = torch.cat([pack_bits(part) for part in live.split(list(sizes), dim=1)], dim=3)
+        return weight, mask, alpha, weight.shape[3] * BITS if gaps else channels
 
     @torch.no_grad()
     def pack(self, live: Tensor) -> dict[str, Tensor]:

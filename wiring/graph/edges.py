@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +24,54 @@ from wiring.graph.topology import Step
 from wiring.registry import Registry
 
 WEIGHT_BITS = 32
+Kernel = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What a compiled bundle does with its sums y [N, D, H', W']: relu(y · scale + shift).
+
+    scale, shift float32 [D]; None and False leave a part out.
+    """
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    relu: bool = False
+
+    def __bool__(self) -> bool:
+        return self.relu or self.scale is not None or self.shift is not None
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """Rows [D, ...] with the scale taken in, for operators that are linear in them."""
+        if self.scale is None:
+            return weight
+        return weight * self.scale.view(-1, *[1] * (weight.dim() - 1))
+
+    def unscaled(self) -> Epilogue:
+        """The rest of it."""
+        return Epilogue(None, self.shift, self.relu)
+
+    def after(self, run: Kernel, *, fresh: bool = False) -> Kernel:
+        """`run` and then this; for kernels that cannot take it in.
+
+        `fresh` promises that `run` returns memory of nobody else's, which may be overwritten.
+        """
+        if not self:
+            return run
+        scale, shift = (t if t is None else t.view(1, -1, 1, 1) for t in (self.scale, self.shift))
+        relu = self.relu
+
+        def kernel(x: Tensor) -> Tensor:
+            y, new = run(x), fresh
+            if scale is not None:
+                y, new = (y.mul_(scale) if new else y * scale), True
+            if shift is not None:
+                y, new = (y.add_(shift) if new else y + shift), True
+            if relu:
+                y = y.relu_() if new else torch.relu(y)
+            return y
+
+        return kernel
 
 
 class EdgeOp(nn.Module, ABC):
@@ -34,6 +85,9 @@ class EdgeOp(nn.Module, ABC):
     Options: ClassVar[type[Config]] = NoOptions
     # A group that receives such sums and has no norm gets one, before its other steps.
     needs_norm: ClassVar[bool] = False
+    # The output jumps where an input crosses a border (takes signs, rounds): when a network is
+    # compiled, what leads up to such an operator stays as it is to the last bit.
+    sensitive: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -92,6 +146,30 @@ class EdgeOp(nn.Module, ABC):
     def arrange(cls, steps: tuple[Step, ...], options: Any) -> tuple[Step, ...]:
         """The order of a node's steps that this operator wants before its edges."""
         return steps
+
+    def candidates(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
+        """Forms for evaluation by kernel name: float32 [N, S, H, W] → [N, D, H', W'].
+
+        Each computes what `forward` does, followed by the epilogue, in any memory format, and
+        must not change its input. `wiring.compile` measures them and keeps the fastest; forms
+        should hold their own copy of the weights, so that the operator can go.
+        """
+        return {"eager": epilogue.after(partial(self.evaluate, live))}
+
+    def packed_candidates(
+        self, live: Tensor, sizes: Sequence[int], epilogue: Epilogue
+    ) -> dict[str, Kernel]:
+        """The same for operators that see nothing of their inputs but signs; by default none.
+
+        These read words, int64 [N, H, W, words]: those of the source groups, which have `sizes`
+        channels, side by side, each group filled up to whole words as `pack_signs` does.
+        """
+        return {}
+
+    def evaluate(self, live: Tensor, x: Tensor) -> Tensor:
+        """`forward` where nothing learns."""
+        y: Tensor = self(x, live, live)
+        return y
 
     def restrict(self, destinations: Tensor, sources: Tensor) -> dict[str, Tensor]:
         """The state dict of this operator on fewer nodes: indices int64 [D'], [S'].

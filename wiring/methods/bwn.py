@@ -1,16 +1,20 @@
 """y_v = α_v Σ_live sign(w_uv) x_u, α_v = mean |w| over live edges; real inputs, one-bit weights.
 
-dx_u = Σ_live α_v sign(w_uv) dy_v; dw by one of three formulas, see `binary_weight`.
+dx_u = Σ_live α_v sign(w_uv) dy_v; dw by one of three formulas, see `binary_gradient`.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wiring.cost import Cost
 from wiring.graph.binary import BinaryWeights, binary_weight
-from wiring.graph.edges import EDGE_OPS
+from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel
+from wiring.kernels.xnor_conv2d import PreparedBwn
 
 
 @EDGE_OPS.register("bwn")
@@ -22,6 +26,20 @@ class BinaryWeightNetwork(BinaryWeights):
     def forward(self, x: Tensor, live: Tensor, learn: Tensor) -> Tensor:
         weight = binary_weight(self.weight, live, learn, self.options.weight_gradient)
         return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+
+    @torch.no_grad()
+    def candidates(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
+        """The weight as bits and scales, or unpacked once."""
+        words, mask, alpha, channels = self.packed_weight(live, [live.shape[1]])
+        steps = {"stride": self.stride, "padding": self.padding}
+        alpha = epilogue.scaled(alpha)
+        weight = epilogue.scaled(binary_weight(self.weight, live, live, "exact"))
+        convolve = partial(F.conv2d, weight=weight, bias=epilogue.shift, **steps)
+        packed = PreparedBwn(words, mask, alpha, channels, **steps)
+        return {
+            "packed": epilogue.unscaled().after(packed, fresh=True),
+            "conv": Epilogue(relu=epilogue.relu).after(convolve, fresh=True),
+        }
 
     def cost(self, live: Tensor, positions: int) -> Cost:
         return Cost(

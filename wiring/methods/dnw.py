@@ -19,4 +19,5 @@ class DiscoveringNeuralWirings(EdgeRule):
     learns_dead_edges = True
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
-        return select_edges(scores, allowed, self.budget)
+        chosen: Tensor = select_edges(scores, allowed, self.budget)
+        return chosen

@@ -15,4 +15,5 @@ class DnwNoUpdate(EdgeRule):
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
-        return select_edges(scores, allowed, self.budget)
+        chosen: Tensor = select_edges(scores, allowed, self.budget)
+        return chosen

@@ -18,4 +18,6 @@ class RandomWiring(EdgeRule):
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
         if live is not None:
             return live
-        return select_edges(torch.rand(scores.shape, device=scores.device), allowed, self.budget)
+        drawn = torch.rand(scores.shape, device=scores.device)
+        chosen: Tensor = select_edges(drawn, allowed, self.budget)
+        return chosen

@@ -1,12 +1,13 @@
 """y_v = α_v Σ_live sign(w_uv) sign(x_u) [· K]; dx = g·1[|x| < 1], g the gradient of sign(x).
 
 α_v = mean |w| over live edges, K = box filter of mean_u |x_u| (XNOR-Net 2016, eq. 11);
-dw by one of three formulas, see `binary_weight`. Padding is 0, not a sign: it adds nothing.
+dw by one of three formulas, see `binary_gradient`. Padding is 0, not a sign: it adds nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,8 +18,22 @@ from torch.autograd.function import once_differentiable
 from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.binary import BinaryOptions, BinaryWeights, binary_weight, row_scale, sign
-from wiring.graph.edges import EDGE_OPS
+from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel
 from wiring.graph.topology import Step
+from wiring.kernels.bitpack import (
+    keep_bits,
+    pack_bits,
+    pack_clipped_signs,
+    pack_signs,
+    unpack_signs,
+)
+from wiring.kernels.xnor_conv2d import (
+    PreparedXnor,
+    binary_filters,
+    binary_gradient,
+    packs_inputs,
+    xnor_conv2d,
+)
 
 
 class XnorOptions(BinaryOptions):
@@ -64,12 +79,102 @@ class _ScaledSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         signs, weight = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        stride, padding = [ctx.stride] * 2, [ctx.padding] * 2
-        to_signs, to_weight, _ = torch.ops.aten.convolution_backward(
-            grad, signs, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
-        )
-        return to_signs, to_weight, None, None, None
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        return *_gradients(grad, signs, weight, ctx, wanted), None, None, None
+
+
+class _PackedSum(torch.autograd.Function):
+    """The same on packed signs. Of x it keeps two bits a value, and unpacks them backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        live: Tensor,
+        learn: Tensor,
+        scale: Tensor | None,
+        mode: str,
+        stride: int,
+        padding: int,
+    ) -> Tensor:
+        ctx.mode, ctx.stride, ctx.padding = mode, stride, padding
+        clipped = ctx.needs_input_grad[0]
+        planes = pack_clipped_signs(x) if clipped else pack_signs(x).unsqueeze(0)
+        alpha = row_scale(weight, live)
+        ctx.save_for_backward(planes, weight, live, learn, alpha, scale)
+        return _packed_sum(planes[0], weight, live, alpha, scale, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        planes, weight, live, learn, alpha, scale = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        to_x = to_weight = to_scale = None
+        if wanted[4]:
+            settings = (ctx.stride, ctx.padding)
+            sums = _packed_sum(planes[0], weight, live, alpha, None, *settings)
+            to_scale = (grad * sums).sum(dim=1, keepdim=True)
+        if scale is not None:
+            grad = grad * scale
+        signs = unpack_signs(planes[0], weight.shape[1])
+        filters = binary_filters(weight, live, alpha)
+        to_signs, to_filters = _gradients(grad, signs, filters, ctx, (wanted[0], wanted[1]))
+        if to_signs is not None:
+            to_x = keep_bits(to_signs, planes[1])
+        if to_filters is not None:
+            to_weight = binary_gradient(to_filters, weight, live, learn, alpha, ctx.mode)
+        return to_x, to_weight, None, None, to_scale, None, None, None
+
+
+def _packed_sum(
+    signs: Tensor,
+    weight: Tensor,
+    live: Tensor,
+    alpha: Tensor,
+    scale: Tensor | None,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """α Σ_live sign(w) sign(x) · scale; signs are words of x."""
+    filters = (pack_signs(weight), pack_bits(live), alpha.flatten())
+    y: Tensor = xnor_conv2d(signs, *filters, scale, weight.shape[1], stride, padding)
+    return y
+
+
+def _gradients(
+    grad: Tensor, signs: Tensor, filters: Tensor, ctx: Any, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of a convolution of signs with filters, for its two inputs as far as they are wanted."""
+    stride, padding = [ctx.stride] * 2, [ctx.padding] * 2
+    to_signs, to_filters, _ = torch.ops.aten.convolution_backward(
+        grad, signs, filters, None, stride, padding, [1, 1], False, [0, 0], 1, [*wanted, False]
+    )
+    return to_signs, to_filters
+
+
+class _MeanMagnitude(torch.autograd.Function):
+    """mean_u |x_u|, which keeps the signs of x and where it is not 0: two bits a value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(pack_signs(x), pack_bits(x != 0))
+        ctx.sources = x.shape[1]
+        return x.abs().mean(dim=1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        signs, other = ctx.saved_tensors
+        result: Tensor = keep_bits(unpack_signs(signs, ctx.sources) * (grad / ctx.sources), other)
+        return result
+
+
+def _box_filter(mean: Tensor, window: torch.Size, stride: int, padding: int) -> Tensor:
+    """K: the mean of a map [N, 1, H, W] over every window; [N, 1, H', W']."""
+    share = 1 / math.prod(window)
+    box = torch.full((1, 1, *window), share, dtype=mean.dtype, device=mean.device)
+    return F.conv2d(mean, box, stride=stride, padding=padding)
 
 
 @EDGE_OPS.register("xnor")
@@ -78,20 +183,53 @@ class Xnor(BinaryWeights):
 
     paper = "Rastegari et al.: XNOR-Net, ECCV 2016"
     Options: ClassVar[type[Config]] = XnorOptions
+    sensitive: ClassVar[bool] = True
 
     def forward(self, x: Tensor, live: Tensor, learn: Tensor) -> Tensor:
-        weight = binary_weight(self.weight, live, learn, self.options.weight_gradient)
-        alpha = row_scale(self.weight.detach(), live)
+        packs = packs_inputs(x) and self.weight.dtype == x.dtype
+        scale = self._input_scale(x, packs) if self.options.input_scale else None
+        mode = self.options.weight_gradient
+        y: Tensor
+        if packs:
+            settings = (scale, mode, self.stride, self.padding)
+            y = _PackedSum.apply(x, self.weight, live, learn, *settings)
+            return y
+        weight = binary_weight(self.weight, live, learn, mode)
+        alpha = row_scale(self.weight, live)
         signs = _ClippedSign.apply(x).to(weight.dtype)
-        y: Tensor = _ScaledSum.apply(signs, weight, alpha, self.stride, self.padding)
-        return y * self._input_scale(x) if self.options.input_scale else y
+        y = _ScaledSum.apply(signs, weight, alpha, self.stride, self.padding)
+        return y if scale is None else y * scale
 
-    def _input_scale(self, x: Tensor) -> Tensor:
+    def _input_scale(self, x: Tensor, packs: bool) -> Tensor:
         """K [N, 1, H', W'], over all sources of the bundle, live or not."""
-        mean = x.abs().mean(dim=1, keepdim=True)
-        window = self.weight.shape[2:]
-        box = torch.full((1, 1, *window), 1 / math.prod(window), dtype=x.dtype, device=x.device)
-        return F.conv2d(mean, box, stride=self.stride, padding=self.padding)
+        mean = _MeanMagnitude.apply(x) if packs else x.abs().mean(dim=1, keepdim=True)
+        return _box_filter(mean, self.weight.shape[2:], self.stride, self.padding)
+
+    def candidates(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
+        """Signs of the inputs packed on the way, K beside them where the paper's form has it."""
+        kernel = self._prepare(live, [live.shape[1]])
+        if not self.options.input_scale:
+            return {"packed": epilogue.after(kernel, fresh=True)}
+        window, stride, padding = self.weight.shape[2:], self.stride, self.padding
+
+        def scaled(x: Tensor) -> Tensor:
+            mean = x.abs().mean(dim=1, keepdim=True)
+            return kernel(x, _box_filter(mean, window, stride, padding))
+
+        return {"packed": epilogue.after(scaled, fresh=True)}
+
+    def packed_candidates(
+        self, live: Tensor, sizes: Sequence[int], epilogue: Epilogue
+    ) -> dict[str, Kernel]:
+        """Words in, where K does not ask for more than signs."""
+        if self.options.input_scale:
+            return {}
+        return {"packed words": epilogue.after(self._prepare(live, sizes).packed, fresh=True)}
+
+    def _prepare(self, live: Tensor, sizes: Sequence[int]) -> PreparedXnor:
+        words, mask, alpha, channels = self.packed_weight(live, sizes)
+        steps = {"stride": self.stride, "padding": self.padding}
+        return PreparedXnor(words, mask, alpha, channels, **steps)
 
     def used_sources(self, live: Tensor) -> Tensor:
         """With K, every source reaches every destination that has a live edge."""

@@ -1,3 +1,27 @@
-from wiring.kernels.bitpack.op import pack_signs
+"""Signs, flags and bit planes of channels as 64-bit words."""
 
-__all__ = ["pack_signs"]
+from wiring.kernels.bitpack.op import (
+    BITS,
+    bit_planes,
+    keep_bits,
+    pack_bits,
+    pack_clipped_signs,
+    pack_signs,
+    pack_thresholds,
+    unpack_signs,
+    words,
+)
+from wiring.kernels.bitpack.prepared import PreparedSigns
+
+__all__ = [
+    "BITS",
+    "PreparedSigns",
+    "bit_planes",
+    "keep_bits",
+    "pack_bits",
+    "pack_clipped_signs",
+    "pack_signs",
+    "pack_thresholds",
+    "unpack_signs",
+    "words",
+]
