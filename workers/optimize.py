@@ -62,9 +62,7 @@ def optimize_run(
         "largest_score": largest,
         "eager_ms": times["eager"] / 1000,
         "compiled_ms": times["compiled"] / 1000,
-        "choices": [
-            {**asdict(choice), "density": choice.density} for choice in compiled.choices()
-        ],
+        "choices": [{**asdict(choice), "density": choice.density} for choice in compiled.choices()],
     }
 
 

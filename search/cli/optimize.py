@@ -14,7 +14,8 @@ from search.cli import options
 def optimize(
     run: Annotated[str, typer.Argument(help="A trial: its directory, or STUDY/0003.")],
     output: Annotated[
-        Path | None, typer.Option(help="File to write (default: compiled.safetensors in the trial).")
+        Path | None,
+        typer.Option(help="File to write (default: compiled.safetensors in the trial)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a call, for which kernels are timed.")] = 1,
     threads: Annotated[

@@ -80,7 +80,7 @@ def test_values_that_are_equal_or_nearly_so_have_the_right_sign(name: str) -> No
 @every_compiled_set
 @pytest.mark.parametrize("density", [None, 0.1, 0.7])
 def test_gradients_do_not_depend_on_threads_or_layouts(name: str, density: float | None) -> None:
-    layer = Layer(sources=20, destinations=40, stride=2, height=9, width=9, density=density)
+    layer = Layer(sources=20, destinations=40, stride=2, height=19, width=19, density=density)
     x, weight, mask = layer.tensors()
     grad = layer.gradient()
     last = [t.contiguous(memory_format=torch.channels_last) for t in (grad, x, weight)]

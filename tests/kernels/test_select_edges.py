@@ -150,6 +150,21 @@ def test_spread_and_unaligned_inputs_select_the_same() -> None:
     assert torch.equal(select_edges(scores.flip(0).flip(0), allowed, 900), expected)
 
 
+@pytest.mark.usefixtures("seeded", "instruction_set", "threads")
+def test_one_flag_may_stand_for_all_edges() -> None:
+    scores, flag = torch.randn(2100), torch.ones(1, dtype=torch.bool)
+    every = flag.expand(2100)
+    for k in (1, 99, 2100):
+        assert torch.equal(select_edges(scores, every, k), by_sorting(scores, every.clone(), k))
+    with pytest.raises(BudgetError, match=r"in 1\.\.0, got 1"):
+        select_edges(scores, ~flag.expand(2100) & every, 1)
+    with pytest.raises(BudgetError, match=r"in 1\.\.0, got 1"):
+        select_edges(scores, (~flag).expand(2100), 1)
+    scores[1700] = float("nan")
+    with pytest.raises(WiringError, match="must not be NaN"):
+        select_edges(scores, every, 5)
+
+
 @pytest.mark.usefixtures("instruction_set")
 def test_every_byte_of_the_result_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty_like

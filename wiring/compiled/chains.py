@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from wiring.compiled.program import Builder
+from wiring.compiled.program import Builder, is_ambiguous
+from wiring.graph.nodes import normalise
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -37,15 +38,25 @@ def add_chain(
             place = builder.add("conv", _convolution(module, cast("nn.BatchNorm2d", norm)), place)
             owned = True
         elif isinstance(module, nn.ReLU):
-            place = builder.add("relu", torch.relu_ if owned else torch.relu, place)
+            in_place = owned and not is_ambiguous(builder.value(place))
+            place = builder.add("relu", torch.relu_ if in_place else torch.relu, place)
             owned = True
         elif _is_norm(module):
             place = builder.add("norm", _batch_norm(cast("nn.BatchNorm2d", module)), place)
             owned = True
+        elif isinstance(module, nn.InstanceNorm2d):
+            _, rest = normalise(module, builder.value(place), queue)
+            taken = queue[: len(queue) - len(rest)]
+            place = builder.add("instance norm", partial(_normalised, module, taken), place)
+            queue, owned = rest, True
         else:
             place = builder.add(type(module).__name__.lower(), module.forward, place)
             owned = False
     return place
+
+
+def _normalised(norm: nn.InstanceNorm2d, behind: list[nn.Module], x: Tensor) -> Tensor:
+    return normalise(norm, x, behind)[0]
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -20,42 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from wiring.compiled.chains import add_chain, affine
-from wiring.compiled.program import Builder, Program, Step, join, join_words
+from wiring.compiled.forms import EAGER, Choice, Form, check_forms
+from wiring.compiled.program import Builder, Program, Step, is_ambiguous, join, join_words
 from wiring.compiled.thresholds import is_monotone, sign_thresholds
 from wiring.compiled.tuning import Memory, Microseconds, measure
-from wiring.errors import ConfigError, TopologyError, WiringError
-from wiring.graph.edges import Epilogue, Kernel
+from wiring.errors import ConfigError, TopologyError
+from wiring.graph.edges import Epilogue
 from wiring.graph.measure import source_sizes
 from wiring.graph.topology import Bundle, NodeGroup, Skip
 from wiring.kernels.bitpack import PreparedSigns
 from wiring.network import Network
 
-EAGER = "eager"
 CHANNELS_LAST, PLANAR = "channels_last", "planar"
 LAYOUTS = {CHANNELS_LAST: torch.channels_last, PLANAR: torch.contiguous_format}
-TOLERANCE = 1e-4  # of the largest value, for float32 sums in another order
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The form a bundle got. `us`: time of each form on this machine, with its share of joining
-    and packing; empty where there was nothing to choose. `remembered`: not measured this time."""
-
-    bundle: str
-    op: str
-    image: tuple[int, ...]
-    weight: tuple[int, ...]
-    stride: int
-    padding: int
-    live_edges: int
-    kernel: str
-    us: Microseconds
-    remembered: bool
-
-    @property
-    def density(self) -> float:
-        """Live edges over all, 0..1."""
-        return self.live_edges / max(1, torch.Size(self.weight).numel())
 
 
 @dataclass
@@ -69,16 +46,6 @@ class _Group:
     base: int
     rest: list[nn.Module]
     value: int | None = None
-
-
-@dataclass
-class _Form:
-    """A kernel with the steps that make its input from what is there already."""
-
-    kernel: Kernel
-    packed: bool
-    x: Tensor
-    prepare: list[Step]
 
 
 class Lowering:
@@ -168,10 +135,12 @@ class Lowering:
         if chain and now and not shared and not exact and isinstance(now[0], nn.BatchNorm2d):
             chain.append(now.pop(0))
         place = add_chain(self.builder, chain, 0, owned=False, exact=exact)
-        x, last = self.builder.value(place), torch.channels_last
-        # Images of one channel lie in both formats at once, and convolutions take the other one.
-        if self.layout == CHANNELS_LAST and x.stride() != torch.empty_like(x, memory_format=last).stride():
-            place = self.builder.add("format", partial(_in_format, last), place)
+        if self.layout == CHANNELS_LAST:
+            x, last = self.builder.value(place), torch.channels_last
+            # Images of one channel lie in both formats, and convolutions go on in the other.
+            if not x.is_contiguous(memory_format=last):
+                convert = partial(Tensor.contiguous, memory_format=last)
+                place = self.builder.add("format", convert, place)
         return place, place != 0
 
     def _sum(
@@ -199,9 +168,10 @@ class Lowering:
     def _plus(self, place: int, owned: bool, other: int, new: bool) -> tuple[int, bool]:
         if place < 0:
             return other, new
-        if owned:
+        in_place = not is_ambiguous(self.builder.value(place))
+        if owned and in_place:
             return self.builder.add("add", Tensor.add_, place, other), True
-        if new:
+        if new and in_place:
             return self.builder.add("add", Tensor.add_, other, place), True
         return self.builder.add("add", torch.add, place, other), True
 
@@ -210,7 +180,9 @@ class Lowering:
         place = self.groups[skip.source].total
         if skip.nodes is not None:
             index = torch.tensor(skip.nodes)
-            return self.builder.add("skip", partial(torch.index_select, dim=1, index=index), place), True
+            return self.builder.add(
+                "skip", partial(torch.index_select, dim=1, index=index), place
+            ), True
         if group.size == self.topology.group(skip.source).size:
             return place, False
         view = partial(torch.narrow, dim=1, start=skip.start, length=group.size)
@@ -257,7 +229,7 @@ class Lowering:
         """The place of a bundle's sums, by the form that is chosen for it."""
         op, live = self.graph.op(bundle.name), self.live[bundle.name]
         forms = self._forms(bundle, epilogue)
-        self._check(bundle, forms, exact)
+        check_forms(forms, exact=exact, bundle=bundle.name, op=self._op_name(bundle))
         key = self._key(bundle, epilogue, forms)
         pinned = self.pinned.get(bundle.name)
         times: Microseconds = {}
@@ -290,14 +262,14 @@ class Lowering:
         )
         return self.builder.add(kernel, form.kernel, self._read(bundle, packed=form.packed))
 
-    def _forms(self, bundle: Bundle, epilogue: Epilogue) -> dict[str, _Form]:
+    def _forms(self, bundle: Bundle, epilogue: Epilogue) -> dict[str, Form]:
         """What the operator offers, by name; its own evaluation first."""
         op, live = self.graph.op(bundle.name), self.live[bundle.name]
         eager = {EAGER: epilogue.after(partial(op.evaluate, live))}
         with self._preview() as prepare:
             x = self.builder.value(self._read(bundle, packed=False))
         forms = {
-            name: _Form(kernel, False, x, prepare)
+            name: Form(kernel, False, x, prepare)
             for name, kernel in {**eager, **op.candidates(live, epilogue)}.items()
         }
         sizes = source_sizes(self.topology, bundle)
@@ -305,39 +277,17 @@ class Lowering:
         if packed:
             with self._preview() as prepare:
                 words = self.builder.value(self._read(bundle, packed=True))
-            forms |= {name: _Form(k, True, words, prepare) for name, k in packed.items()}
+            forms |= {name: Form(k, True, words, prepare) for name, k in packed.items()}
         return forms
 
-    def _check(self, bundle: Bundle, forms: dict[str, _Form], exact: bool) -> None:
-        """Drops forms that differ in a bit where none may, and refuses those that are wrong.
-
-        Where bits count, the memory format stays too: what follows may sum in its order.
-        """
-        expected = forms[EAGER].kernel(forms[EAGER].x)
-        largest = expected.abs().nan_to_num(0, 0, 0).max().item() if expected.numel() else 0.0
-        for name, form in list(forms.items()):
-            y = form.kernel(form.x)
-            close = y.shape == expected.shape and torch.allclose(
-                y, expected, rtol=TOLERANCE, atol=TOLERANCE * largest, equal_nan=True
-            )
-            if not close:
-                raise WiringError(
-                    f"kernel '{name}' of operator '{self._op_name(bundle)}' does not compute what "
-                    f"the operator does in bundle '{bundle.name}'"
-                )
-            if exact and not torch.allclose(y, expected, rtol=0, atol=0, equal_nan=True):
-                del forms[name]
-            elif exact and y.stride() != expected.stride():
-                forms[name].kernel = _like(expected, form.kernel)
-
-    def _timed(self, form: _Form) -> Callable[[], object]:
+    def _timed(self, form: Form) -> Callable[[], object]:
         def call() -> None:
             self.builder.run(form.prepare)
             form.kernel(form.x)
 
         return call
 
-    def _key(self, bundle: Bundle, epilogue: Epilogue, forms: Mapping[str, _Form]) -> str:
+    def _key(self, bundle: Bundle, epilogue: Epilogue, forms: Mapping[str, Form]) -> str:
         """All that the times of a bundle's forms depend on, beside the machine."""
         op, live = self.graph.op(bundle.name), self.live[bundle.name]
         x = forms[EAGER].x
@@ -365,22 +315,13 @@ class Lowering:
         return bool(op.packed_candidates(live, sizes, Epilogue()))
 
 
-def _in_format(memory_format: torch.memory_format, x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=memory_format).copy_(x)
-
-
-def _like(example: Tensor, kernel: Kernel) -> Kernel:
-    last = example.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return lambda x: _in_format(memory_format, kernel(x))
-
-
 def _take_epilogue(modules: list[nn.Module], exact: bool) -> Epilogue:
     """The first steps that a bundle can take over: a norm unless bits count, and a ReLU."""
     scale = shift = None
     relu = False
-    if modules and not exact and isinstance(modules[0], nn.BatchNorm2d):
-        scale, shift = affine(modules.pop(0))
+    if modules and not exact and isinstance(norm := modules[0], nn.BatchNorm2d):
+        scale, shift = affine(norm)
+        del modules[0]
     if modules and isinstance(modules[0], nn.ReLU):
         modules.pop(0)
         relu = True

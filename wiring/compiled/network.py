@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from wiring.compact import compact
-from wiring.compiled.lowering import CHANNELS_LAST, LAYOUTS, PLANAR, Choice, Lowering
+from wiring.compiled.forms import Choice
+from wiring.compiled.lowering import CHANNELS_LAST, LAYOUTS, PLANAR, Lowering
 from wiring.compiled.program import Program
 from wiring.compiled.tuning import Memory, Microseconds, cache_path, measure, with_threads
 from wiring.errors import CheckpointError, ConfigError, WiringError
@@ -83,7 +84,7 @@ def compile(
     batch: int = 1,
     threads: int | None = None,
     kernels: Mapping[str, str] | None = None,
-    cache: Path | None | bool = True,
+    cache: Path | bool = True,
 ) -> CompiledNetwork:
     """The fast form of a trained network: the same function in evaluation.
 
@@ -122,7 +123,7 @@ def load(
     batch: int = 1,
     threads: int | None = None,
     kernels: Mapping[str, str] | None = None,
-    cache: Path | None | bool = True,
+    cache: Path | bool = True,
 ) -> CompiledNetwork:
     """An exported or saved network, compiled for this machine. Raises what `load_exported` does."""
     network = load_exported(path)
@@ -131,8 +132,8 @@ def load(
     )
 
 
-def _path(cache: Path | None | bool) -> Path | None:
-    if isinstance(cache, bool) or cache is None:
+def _path(cache: Path | bool) -> Path | None:
+    if isinstance(cache, bool):
         return cache_path() if cache else None
     return cache
 

@@ -101,6 +101,14 @@ class Builder:
             values[step.write] = step.run(*reads)
 
 
+def is_ambiguous(x: Tensor) -> bool:
+    """Whether an image lies in both memory formats at once: it has one channel or one pixel.
+
+    Its strides then say which one comes next, and working in place would keep other strides.
+    """
+    return x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 

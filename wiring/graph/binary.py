@@ -117,13 +117,15 @@ class BinaryWeights(EdgeOp):
         words are None where every channel lives; α is float32 [D].
         """
         rows = self.weight.detach()
-        weight = torch.cat([pack_signs(part) for part in rows.split(list(sizes), dim=1)], dim=3)
+        weight = torch.cat(
+            [pack_signs(part) for part in torch.split(rows, list(sizes), dim=1)], dim=3
+        )
         alpha = row_scale(rows, live).flatten()
         channels = live.shape[1]
         gaps = weight.shape[3] != words(channels) or any(size % BITS for size in sizes[:-1])
         if not gaps and bool(live.all()):
             return weight, None, alpha, channels
-        mask = torch.cat([pack_bits(part) for part in live.split(list(sizes), dim=1)], dim=3)
+        mask = torch.cat([pack_bits(part) for part in torch.split(live, list(sizes), dim=1)], dim=3)
         return weight, mask, alpha, weight.shape[3] * BITS if gaps else channels
 
     @torch.no_grad()

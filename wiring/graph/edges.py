@@ -127,9 +127,12 @@ class EdgeOp(nn.Module, ABC):
     def cost(self, live: Tensor, positions: int) -> Cost:
         """Cost of the live edges [D, S, kh, kw] at `positions` output pixels; no index bits."""
 
-    def scores(self) -> Tensor:
-        """What a rule ranks: the magnitude of each edge, [D, S, kh, kw], without gradient."""
-        return self.weight.detach().abs()
+    def scores(self, out: Tensor | None = None) -> Tensor:
+        """What a rule ranks: the magnitude of each edge, [D, S, kh, kw], without gradient.
+
+        Written to `out` where that is given: a scope ranks the scores of all its bundles at once.
+        """
+        return torch.abs(self.weight.detach(), out=out)
 
     def used_sources(self, live: Tensor) -> Tensor:
         """Bool [S]: the sources whose value reaches the output."""
@@ -206,6 +209,8 @@ class EdgeRule(nn.Module, ABC):
 
     paper: ClassVar[str] = ""
     learns_dead_edges: ClassVar[bool] = False
+    # The live edges stay those of the beginning: `select` is not called after steps.
+    fixed: ClassVar[bool] = False
     Options: ClassVar[type[Config]] = NoOptions
 
     def __init__(self, budget: int, options: dict[str, Any] | None = None) -> None:
@@ -222,7 +227,8 @@ class EdgeRule(nn.Module, ABC):
 
     @abstractmethod
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
-        """The live edges, called at construction (live None) and after every optimiser step.
+        """The live edges, called at construction (live None) and, unless `fixed`, after every
+        optimiser step.
 
         scores float [E]; allowed bool [E], the usable edges; live bool [E], the edges that
         lived until now. Returns bool [E] within `allowed`. Ties go to the lower index.

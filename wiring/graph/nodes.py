@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from wiring.graph.topology import NodeGroup, Step
+from wiring.kernels.instance_norm import instance_norm, instance_norm_depthwise
 
 KERNEL = 3
 
@@ -36,3 +37,29 @@ class NodeOp(nn.Sequential):
                 self.add_module(step, depthwise(group.size, group.stride))
             else:
                 self.add_module(step, nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, size, H, W]. On a CPU an instance norm takes the ReLU and the depthwise filter
+        behind it along, and keeps channels_last, which PyTorch's own does not."""
+        parts = list(self)
+        while parts:
+            part, *parts = parts
+            if isinstance(part, nn.InstanceNorm2d) and x.is_cpu:
+                x, parts = normalise(part, x, parts)
+            else:
+                x = part(x)
+        return x
+
+
+def normalise(
+    norm: nn.InstanceNorm2d, x: Tensor, behind: list[nn.Module]
+) -> tuple[Tensor, list[nn.Module]]:
+    """The norm of x with as much of what lies behind it as goes in one pass; and the rest."""
+    relu = bool(behind) and isinstance(behind[0], nn.ReLU)
+    y: Tensor
+    if relu and len(behind) > 1 and isinstance(behind[1], nn.Conv2d):
+        filters, stride = behind[1].weight, behind[1].stride[0]
+        y = instance_norm_depthwise(x, norm.weight, norm.bias, filters, norm.eps, stride)
+        return y, behind[2:]
+    y = instance_norm(x, norm.weight, norm.bias, norm.eps, relu)
+    return y, behind[relu:]

@@ -12,7 +12,7 @@ from wiring.config import Component
 from wiring.errors import TopologyError
 from wiring.graph.edges import EDGE_OPS, EDGE_RULES, EdgeOp, EdgeRule
 from wiring.graph.nodes import NodeOp
-from wiring.graph.topology import Bundle, Scope, Topology
+from wiring.graph.topology import Scope, Topology
 
 
 class ScopeWiring(nn.Module):
@@ -27,19 +27,23 @@ class ScopeWiring(nn.Module):
         self.shapes = {
             name: torch.Size(topology.weight_shape(topology.bundle(name))) for name in scope.bundles
         }
-        allowed = [self._allowed(topology.bundle(n), s) for n, s in self.shapes.items()]
-        self.register_buffer("allowed", torch.cat(allowed), persistent=False)
-        self.register_buffer("live", torch.zeros_like(self.allowed))
+        self.register_buffer("allowed", self._allowed(topology), persistent=False)
+        self.register_buffer("live", torch.zeros(self.allowed.shape, dtype=torch.bool))
 
-    @staticmethod
-    def _allowed(bundle: Bundle, shape: torch.Size) -> Tensor:
-        if bundle.edges is None:
-            return torch.ones(shape.numel(), dtype=torch.bool)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        if bundle.edges:
-            destination, source = torch.tensor(bundle.edges).T
-            mask[destination, source] = True
-        return mask.flatten()
+    def _allowed(self, topology: Topology) -> Tensor:
+        """Bool [E]. Where every edge is usable, one byte says so for all of them."""
+        bundles = [topology.bundle(name) for name in self.shapes]
+        if all(bundle.edges is None for bundle in bundles):
+            edges = sum(shape.numel() for shape in self.shapes.values())
+            return torch.ones(1, dtype=torch.bool).expand(edges)
+        masks = []
+        for bundle in bundles:
+            mask = torch.full(self.shapes[bundle.name], bundle.edges is None)
+            if bundle.edges:
+                destination, source = torch.tensor(bundle.edges).T
+                mask[destination, source] = True
+            masks.append(mask.flatten())
+        return torch.cat(masks)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views [D, S, kh, kw] of a flat mask or score, one per bundle."""
@@ -157,7 +161,12 @@ class StaticGraph(nn.Module):
     @torch.no_grad()
     def _rewire(self, *, first: bool) -> None:
         for _, scope in self.wirings():
-            scores = torch.cat([self.op(name).scores().flatten() for name in scope.shapes])
+            if scope.rule.fixed and not first:
+                continue
+            weight = self.op(next(iter(scope.shapes))).weight
+            scores = weight.new_empty(scope.live.shape)
+            for name, part in scope.split(scores).items():
+                self.op(name).scores(out=part)
             scope.live.copy_(
                 scope.rule.select(scores, scope.allowed, None if first else scope.live)
             )

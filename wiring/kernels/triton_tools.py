@@ -18,6 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import libdevice
 
+FEW_PROGRAMS = 132  # multiprocessors of an H100: fewer tiles than that leave some idle
+# What the compiler may take: left to itself it spills a few to fit one more block in.
+REGISTERS = 255
+
 
 class Grid(Protocol):
     """A kernel under `@triton.jit`."""
@@ -79,6 +83,19 @@ def blocks(size: int, block: int) -> int:
 def block_for(size: int, least: int, most: int) -> int:
     """The power of two that covers `size`, within bounds that are powers of two."""
     return min(most, max(least, 1 << max(0, size - 1).bit_length()))
+
+
+def tile(pixels: int, rows: int, most: int = 64) -> tuple[int, int, int]:
+    """(pixels, rows, warps) of a program that sums on a tile held in registers: the largest that
+    keeps the device busy, its sides at most `most`."""
+    # Sides stay below the number of threads: a row or column with an element for every thread
+    # would give the sums its own layout, in which a thread loads all of the other operand.
+    for block_m, block_n, warps in ((64, 64, 4), (64, 32, 4), (32, 32, 2)):
+        programs = blocks(pixels, block_m) * blocks(rows, block_n)
+        fits = block_m <= most and block_n <= block_for(rows, 32, 64)
+        if fits and programs >= FEW_PROGRAMS:
+            return block_m, block_n, warps
+    return 16, 32, 2
 
 
 def _dual(function):

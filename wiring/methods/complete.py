@@ -12,6 +12,7 @@ class CompleteGraph(EdgeRule):
     """Every usable edge lives, whatever the budget: the dense upper bound."""
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    fixed = True
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
         return allowed

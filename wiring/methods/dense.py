@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wiring.cost import Cost
-from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel, mask_weight
+from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel
+from wiring.kernels.masked_conv2d import PreparedMasked, masked_conv2d
 
 
 @EDGE_OPS.register("dense")
@@ -19,22 +21,24 @@ class Dense(EdgeOp):
     paper = "Fukushima 1980; LeCun et al. 1989"
 
     def forward(self, x: Tensor, live: Tensor, learn: Tensor) -> Tensor:
-        weight = mask_weight(self.weight, live, learn)
-        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        y: Tensor = masked_conv2d(x, self.weight, live, learn, self.stride, self.padding)
+        return y
 
     @torch.no_grad()
     def candidates(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
-        """The weight masked and scaled once, in both memory formats; the live edges alone."""
+        """The live edges alone; or a weight masked once, in both memory formats."""
         weight = epilogue.scaled(torch.where(live, self.weight, 0.0))
-        steps = {"bias": epilogue.shift, "stride": self.stride, "padding": self.padding}
+        shift, stride, padding = epilogue.shift, self.stride, self.padding
+        last = weight.contiguous(memory_format=torch.channels_last)
+        sparse = PreparedMasked(
+            weight, live, stride=stride, padding=padding, shift=shift, relu=epilogue.relu
+        )
+        convolve = partial(F.conv2d, bias=shift, stride=stride, padding=padding)
         relu = Epilogue(relu=epilogue.relu)
-        forms = {
-            "conv": weight,
-            "conv channels_last": weight.contiguous(memory_format=torch.channels_last),
-        }
         return {
-            name: relu.after(partial(F.conv2d, weight=rows, **steps), fresh=True)
-            for name, rows in forms.items()
+            "sparse": _one_at_a_time(sparse),
+            "conv": relu.after(partial(convolve, weight=weight), fresh=True),
+            "conv channels_last": relu.after(partial(convolve, weight=last), fresh=True),
         }
 
     def cost(self, live: Tensor, positions: int) -> Cost:
@@ -44,3 +48,14 @@ class Dense(EdgeOp):
             additions=edges * positions,
             weight_bits=edges * WEIGHT_BITS,
         )
+
+
+def _one_at_a_time(kernel: Kernel) -> Kernel:
+    """`PreparedMasked` moves its offsets when images change in size; no other call may look on."""
+    lock = Lock()
+
+    def call(x: Tensor) -> Tensor:
+        with lock:
+            return kernel(x)
+
+    return call

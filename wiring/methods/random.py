@@ -14,6 +14,7 @@ class RandomWiring(EdgeRule):
     """k edges drawn at random and kept: the baseline with the same budget as DNW."""
 
     paper = "Xie et al.: Exploring Randomly Wired Neural Networks, ICCV 2019"
+    fixed = True
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
         if live is not None:

@@ -1,7 +1,7 @@
 """Signs, flags and bit planes of channels as 64-bit words."""
 
+from wiring.kernels.bitpack.layout import BITS, words
 from wiring.kernels.bitpack.op import (
-    BITS,
     bit_planes,
     keep_bits,
     pack_bits,
@@ -9,7 +9,6 @@ from wiring.kernels.bitpack.op import (
     pack_signs,
     pack_thresholds,
     unpack_signs,
-    words,
 )
 from wiring.kernels.bitpack.prepared import PreparedSigns
 

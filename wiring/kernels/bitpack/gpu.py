@@ -147,7 +147,7 @@ def unpack_bytes(packed: Tensor, live: Tensor | None, channels: int, padded: int
 def keep_bits(x: Tensor, packed: Tensor) -> Tensor:
     """x where its bit is 1, else 0; channels_last."""
     rows = x.permute(0, 2, 3, 1).contiguous()
-    result = torch.empty_like(rows)
+    result = rows.new_empty(rows.shape)
     halves = packed.contiguous().view(torch.int32)
     pixels, channels = rows[..., 0].numel(), x.shape[1]
     launch(

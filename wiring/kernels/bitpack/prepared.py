@@ -7,7 +7,8 @@ from torch import Tensor
 
 from wiring.errors import WiringError
 from wiring.kernels.backends import native
-from wiring.kernels.bitpack.op import _new_words, _run, pack_bits, pack_signs, pack_thresholds
+from wiring.kernels.bitpack.layout import new_words, run
+from wiring.kernels.bitpack.op import pack_bits, pack_signs, pack_thresholds
 
 _native = native("bitpack")
 
@@ -30,11 +31,11 @@ class PreparedSigns:
         if kernel is None or x.dtype != torch.float32 or x.dim() != 4:
             return self._definition(x)
         if self.threshold is None or self._flips is None:
-            return _run("pack_signs", kernel, x, _new_words(x))
+            return run("pack_signs", kernel, x, new_words(x))
         if len(self.threshold) != x.shape[1]:
             return self._definition(x)  # says what does not fit
         addresses = (self.threshold.data_ptr(), self._flips.data_ptr())
-        return _run("pack_thresholds", kernel, x, _new_words(x), *addresses)
+        return run("pack_thresholds", kernel, x, new_words(x), *addresses)
 
     def _definition(self, x: Tensor) -> Tensor:
         packed: Tensor

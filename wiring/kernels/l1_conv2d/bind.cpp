@@ -71,7 +71,7 @@ NB_MODULE(_cpu, module) {
         },
         unlocked);
     module.def("packed_bytes", [](const Layer& layer, bool masked) {
-        return l1_conv2d::packed_bytes(layer) * (masked ? 2 : 1);
+        return l1_conv2d::packed_bytes(layer, masked);
     });
     module.def(
         "pack_bytes",

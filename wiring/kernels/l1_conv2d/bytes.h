@@ -19,7 +19,7 @@ constexpr int byte_panel = byte_group * byte_group;
 
 #if defined(WIRING_ISA_avx512) || defined(WIRING_ISA_avx512popcnt)
 constexpr int most_byte_panels = 4;
-constexpr int byte_tile = 6;
+constexpr int byte_tile = 4;
 #elif defined(WIRING_ISA_avx2) || defined(WIRING_ISA_neon)
 constexpr int most_byte_panels = 1;
 constexpr int byte_tile = 4;
@@ -28,11 +28,11 @@ constexpr int most_byte_panels = 1;
 constexpr int byte_tile = 1;
 #endif
 
-void pack_bytes(const std::uint8_t* weight, const std::uint8_t* live, const Layer& layer,
+void pack_grouped(const std::uint8_t* weight, const std::uint8_t* live, const Layer& layer,
                 std::uint8_t* packed, int threads) {
     const Segments segments(layer);
     const std::int64_t taps = layer.taps(), groups = segments.groups();
-    const std::int64_t size = l1_conv2d::packed_bytes(layer);
+    const std::int64_t size = byte_groups(layer.destinations) * groups * byte_panel;
     std::fill_n(packed, live ? 2 * size : size, std::uint8_t{0});
     parallel(layer.destinations, threads, [=](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t d = begin; d < end; ++d) {
@@ -61,27 +61,37 @@ struct ByteTask {
     std::int32_t* y;
 };
 
+// totals[t][·] += distances of row t to the filters of P panels, over `groups` groups of 8.
 template <int T, int P, bool Masked>
 inline void add_distances(const std::uint8_t* const (&rows)[T], const std::uint8_t* weight,
                           const std::uint8_t* mask, std::int64_t panel_stride, std::int64_t groups,
-                          ByteSums (&sums)[T][P * byte_vectors]) {
+                          ByteSums (&totals)[T][P * byte_vectors]) {
     constexpr int columns = P * byte_vectors;
+    for (std::int64_t first = 0; first < groups; first += most_distances) {
+        ByteSums sums[T][columns];
+        const std::int64_t end = std::min<std::int64_t>(groups, first + most_distances);
 #pragma GCC unroll 1
-    for (std::int64_t g = 0; g < groups; ++g) {
-        Bytes w[columns], m[columns];
+        for (std::int64_t g = first; g < end; ++g) {
+            Bytes w[columns], m[columns];
 #pragma GCC unroll 16
-        for (int j = 0; j < columns; ++j) {
-            const std::int64_t at = (j / byte_vectors) * panel_stride + g * byte_panel +
-                                    (j % byte_vectors) * Bytes::groups * byte_group;
-            w[j] = Bytes::load(weight + at);
-            if (Masked) m[j] = Bytes::load(mask + at);
+            for (int j = 0; j < columns; ++j) {
+                const std::int64_t at = (j / byte_vectors) * panel_stride + g * byte_panel +
+                                        (j % byte_vectors) * Bytes::groups * byte_group;
+                w[j] = Bytes::load(weight + at);
+                if (Masked) m[j] = Bytes::load(mask + at);
+            }
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t) {
+                const Bytes x = Bytes::repeat(rows[t] + g * byte_group);
+#pragma GCC unroll 16
+                for (int j = 0; j < columns; ++j)
+                    sums[t][j].add_distance(Masked ? x & m[j] : x, w[j]);
+            }
         }
 #pragma GCC unroll 16
-        for (int t = 0; t < T; ++t) {
-            const Bytes x = Bytes::repeat(rows[t] + g * byte_group);
+        for (int t = 0; t < T; ++t)
 #pragma GCC unroll 16
-            for (int j = 0; j < columns; ++j) sums[t][j].add_distance(Masked ? x & m[j] : x, w[j]);
-        }
+            for (int j = 0; j < columns; ++j) totals[t][j].add(sums[t][j]);
     }
 }
 
@@ -92,7 +102,7 @@ void byte_tile_at(const ByteTask& task, std::int64_t first, std::int64_t panel,
     const Layer& layer = task.layer;
     const std::int64_t stride = task.segments.groups() * byte_panel;
     const std::uint8_t* weight = task.packed + panel * stride;
-    const std::uint8_t* mask = weight + l1_conv2d::packed_bytes(layer);
+    const std::uint8_t* mask = weight + byte_groups(layer.destinations) * stride;
     const Windows<T, std::uint8_t> windows(task.x, task.outside, task.channels, layer, first,
                                            layer.outputs());
     const std::uint8_t* rows[T];
@@ -139,7 +149,7 @@ void byte_panels(const ByteTask& task, int count, std::int64_t panel, std::int64
     byte_run<1, Masked>(task, panel, begin, end, copies);
 }
 
-void forward_bytes(const std::uint8_t* x, const std::uint8_t* packed, bool masked,
+void forward_grouped(const std::uint8_t* x, const std::uint8_t* packed, bool masked,
                    std::uint8_t outside, const Layer& layer, std::int32_t* y, int threads) {
     const Segments segments(layer);
     const bool padded = !segments.copied && layer.sources % byte_group != 0;

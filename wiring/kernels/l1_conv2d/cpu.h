@@ -52,8 +52,29 @@ struct Segments {
     std::int64_t groups() const { return count * byte_groups(length); }
 };
 
-inline std::int64_t packed_bytes(const Layer& layer) {
-    return byte_groups(layer.destinations) * Segments(layer).groups() * byte_group * byte_group;
+// Whether windows slide over rows of pixels (sliding.h) instead: one instruction then takes 4 taps
+// of 4 or 8 pixels. AMD's processors split it up into many.
+inline bool slides(const Layer& layer, bool masked) {
+#if defined(__x86_64__)
+    static const bool quick = __builtin_cpu_is("intel");
+#else
+    constexpr bool quick = false;
+#endif
+    const std::int64_t width = layer.kernel_width;
+    const bool full = width == 3 || width == 4 || (width >= 6 && width <= 8);
+    return quick && !masked && layer.stride == 1 && full && layer.kernel_height <= 8 &&
+           layer.sources >= byte_group;
+}
+
+// Runs of 4 taps in a row of a filter.
+inline std::int64_t quads(const Layer& layer) { return (layer.kernel_width + 3) / 4; }
+
+inline std::int64_t packed_bytes(const Layer& layer, bool masked) {
+    const std::int64_t panels = byte_groups(layer.destinations);
+    if (slides(layer, masked))
+        return panels * layer.sources * layer.kernel_height * quads(layer) * 4 * byte_group;
+    const std::int64_t size = panels * Segments(layer).groups() * byte_group * byte_group;
+    return masked ? 2 * size : size;
 }
 
 enum Mode { clipped = 0, sign = 1 };
@@ -80,7 +101,8 @@ struct Kernels {
                                  const std::uint8_t* learn, const Layer& layer, float* result,
                                  int threads);
     // weight bytes [D, S, kh, kw] → packed [⌈D/8⌉][groups][8 of D][8 of S], 0 behind S and D and
-    // on dead edges; with `live`, the masks (255 or 0) in the same layout behind it.
+    // on dead edges; with `live`, the masks (255 or 0) in the same layout behind it. Where windows
+    // slide: [⌈D/8⌉][S][kh][quads][8 of D][4 taps].
     void (*pack_bytes)(const std::uint8_t* weight, const std::uint8_t* live, const Layer& layer,
                        std::uint8_t* packed, int threads);
     // y [outputs, D] = -Σ_live |w - x|, where a pixel outside the image has value `outside`.

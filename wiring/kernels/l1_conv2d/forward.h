@@ -8,6 +8,7 @@
 #include "l1_conv2d/lanes.h"
 #include "l1_conv2d/windows.h"
 #include "native/parallel.h"
+#include "native/transpose.h"
 
 namespace WIRING_ISA {
 namespace {
@@ -31,29 +32,53 @@ constexpr int most_panels = 1;
 constexpr int tile_of(int) { return vectors == 2 ? 6 : 2; }
 #endif
 
-void pack_weights(const float* weight, const std::uint8_t* live, const Layer& layer, float* packed,
-          int threads) {
+// One panel of weights [depth][16], d the first of its rows; lanes behind the last row stay as
+// they are.
+void pack_panel(const float* weight, const Layer& layer, std::int64_t d, float* to) {
     const std::int64_t depth = layer.depth(), taps = layer.taps();
-    const std::int64_t all = panels(layer.destinations) * depth * panel_width;
+    const std::int64_t rows = std::min<std::int64_t>(panel_width, layer.destinations - d);
+    const float* from = weight + d * depth;
+    if (taps == 1) return transpose(from, depth, rows, depth, to, panel_width);
+    for (std::int64_t s = 0; s < layer.sources; ++s)
+        transpose(from + s * taps, depth, rows, taps, to + s * panel_width,
+                  layer.sources * panel_width);
+}
+
+// The masks of the same panel: all bits but the sign's where an edge lives, so that they make |x|.
+void pack_masks(const std::uint8_t* live, const Layer& layer, std::int64_t d, float* to) {
+    const std::int64_t rows = std::min<std::int64_t>(panel_width, layer.destinations - d);
+    for (std::int64_t lane = 0; lane < rows; ++lane)
+        for (std::int64_t s = 0; s < layer.sources; ++s)
+            for (std::int64_t tap = 0; tap < layer.taps(); ++tap) {
+                const bool lives = live[((d + lane) * layer.sources + s) * layer.taps() + tap];
+                to[(tap * layer.sources + s) * panel_width + lane] =
+                    as_float(lives ? 0x7fffffffu : 0u);
+            }
+}
+
+void pack_weights(const float* weight, const std::uint8_t* live, const Layer& layer, float* packed,
+                  int threads) {
+    const std::int64_t size = layer.depth() * panel_width;
+    const std::int64_t all = panels(layer.destinations) * size;
     parallel(panels(layer.destinations), threads, [=](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t p = begin; p < end; ++p) {
-            float* to = packed + p * depth * panel_width;
+            float* to = packed + p * size;
+            const std::int64_t d = p * panel_width;
+            if (d + panel_width > layer.destinations) {
+                std::fill_n(to, size, 0.0f);
+                if (live) std::fill_n(to + all, size, 0.0f);
+            }
+            pack_panel(weight, layer, d, to);
+            if (live) {
+                pack_masks(live, layer, d, to + all);
+                continue;
+            }
             double sums[panel_width] = {};
-            for (std::int64_t s = 0; s < layer.sources; ++s)
-                for (std::int64_t tap = 0; tap < taps; ++tap)
-                    for (int lane = 0; lane < panel_width; ++lane) {
-                        const std::int64_t d = p * panel_width + lane;
-                        const std::int64_t from = (d * layer.sources + s) * taps + tap;
-                        const std::int64_t at = (tap * layer.sources + s) * panel_width + lane;
-                        to[at] = d < layer.destinations ? weight[from] : 0.0f;
-                        sums[lane] += to[at];
-                        if (live)
-                            to[all + at] = as_float(
-                                d < layer.destinations && live[from] ? 0x7fffffffu : 0u);
-                    }
-            if (!live)
+            for (std::int64_t k = 0; k < layer.depth(); ++k)
                 for (int lane = 0; lane < panel_width; ++lane)
-                    packed[all + p * panel_width + lane] = static_cast<float>(sums[lane]);
+                    sums[lane] += to[k * panel_width + lane];
+            for (int lane = 0; lane < panel_width; ++lane)
+                packed[all + d + lane] = static_cast<float>(sums[lane]);
         }
     });
 }

@@ -22,11 +22,16 @@ from wiring.kernels.l1_conv2d.gpu_kernels import (
     side_kernel,
     sums_kernel,
 )
-from wiring.kernels.triton_tools import Window, block_for, blocks, launch
+from wiring.kernels.triton_tools import (
+    FEW_PROGRAMS,
+    REGISTERS,
+    Window,
+    block_for,
+    blocks,
+    launch,
+    tile,
+)
 
-FEW_PROGRAMS = 132  # multiprocessors of an H100: fewer tiles than that leave some idle
-# What the compiler may take: left to itself it spills a few to fit one more block in.
-REGISTERS = 255
 SPLIT_FLOATS = 1 << 24  # at most 64 MiB of partial sums for the weights' sign gradient
 
 
@@ -36,7 +41,7 @@ def l1_conv2d(x: Tensor, weight: Tensor, live: Tensor | None, stride: int, paddi
     x = x.contiguous()
     result = window.output(x, x.dtype)
     w, m = _planes(weight, live, (2, 3, 1, 0), 1.0, 0.0)
-    block_m, block_n, warps = _tile(window.pixels, window.rows)
+    block_m, block_n, warps = tile(window.pixels, window.rows)
     launch(
         sums_kernel,
         (blocks(window.pixels, block_m), blocks(window.rows, block_n)),
@@ -63,18 +68,19 @@ def l1_input_gradient(
         return _full_pull(grad, x, weight, live, stride, padding)
     window = _window(x, weight, stride, padding)
     images, grad = x.permute(0, 2, 3, 1).contiguous(), grad.contiguous()
-    result = torch.empty_like(images)
+    result = images.new_empty(images.shape)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     clipped = mode == "clipped"
     w, m = _planes(weight, live, (2, 3, 0, 1), *((0.5, 0.5) if clipped else (1.0, 0.0)))
     # The signs of a larger tile do not fit the registers.
-    block_m, block_n, warps = _tile(pixels, window.channels, 64 if clipped else 32)
+    block_m, block_n, warps = tile(pixels, window.channels, 64 if clipped else 32)
     launch(
         pull_kernel,
         (blocks(pixels, block_m), blocks(window.channels, block_n)),
         images, w, m, grad, result, pixels, window.rows, *_sizes(window),
         taps=window.taps, kernel_width=window.kernel_width, masked=live is not None,
-        clipped=clipped, total=_total(x), block_m=block_m, block_n=block_n, block_k=_unroll(window.rows),
+        clipped=clipped, total=_total(x), block_m=block_m, block_n=block_n,
+        block_k=_unroll(window.rows),
         num_warps=warps, maxnreg=REGISTERS,
     )  # fmt: skip
     return result.permute(0, 3, 1, 2)
@@ -126,7 +132,7 @@ def l1_conv2d_uint8(
         w = w & m
     outside = int.from_bytes(bytes([padding_value] * 4), "little", signed=True)
     result = window.output(x, torch.int32)
-    block_m, block_n, warps = _tile(window.pixels, window.rows)
+    block_m, block_n, warps = tile(window.pixels, window.rows)
     launch(
         bytes_kernel,
         (blocks(window.pixels, block_m), blocks(window.rows, block_n)),
@@ -159,18 +165,6 @@ def _total(x: Tensor) -> tl.dtype:
 
 def _precise(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _tile(pixels: int, rows: int, most: int = 64) -> tuple[int, int, int]:
-    """(pixels, rows, warps) of a program: the largest tile that keeps the device busy."""
-    # Sides stay below the number of threads: a row or column with an element for every thread
-    # would give the sums its own layout, in which a thread loads all of the other operand.
-    for block_m, block_n, warps in ((64, 64, 4), (64, 32, 4), (32, 32, 2)):
-        programs = blocks(pixels, block_m) * blocks(rows, block_n)
-        fits = block_m <= most and block_n <= block_for(rows, 32, 64)
-        if fits and programs >= FEW_PROGRAMS:
-            return block_m, block_n, warps
-    return 16, 32, 2
 
 
 def _unroll(channels: int) -> int:

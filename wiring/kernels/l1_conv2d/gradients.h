@@ -4,6 +4,7 @@
 #include "l1_conv2d/lanes.h"
 #include "l1_conv2d/windows.h"
 #include "native/parallel.h"
+#include "native/transpose.h"
 
 namespace WIRING_ISA {
 namespace {
@@ -157,21 +158,24 @@ void input_gradient_as(const InputGradientTask& task, int threads) {
 
 void pack_sources(const float* weight, const std::uint8_t* live, const Layer& layer, float* packed,
                   int threads) {
-    const std::int64_t taps = layer.taps(), rows = taps * layer.destinations;
-    const std::int64_t all = panels(layer.sources) * rows * panel_width;
+    const std::int64_t taps = layer.taps(), step = layer.destinations * panel_width;
+    const std::int64_t all = panels(layer.sources) * taps * step;
     parallel(panels(layer.sources), threads, [=](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t p = begin; p < end; ++p)
-            for (std::int64_t d = 0; d < layer.destinations; ++d)
-                for (int lane = 0; lane < panel_width; ++lane)
-                    for (std::int64_t tap = 0; tap < taps; ++tap) {
-                        const std::int64_t s = p * panel_width + lane;
-                        const bool here = s < layer.sources;
-                        const std::int64_t from = (d * layer.sources + s) * taps + tap;
-                        const std::int64_t to =
-                            ((p * taps + tap) * layer.destinations + d) * panel_width + lane;
-                        packed[to] = here ? weight[from] : 0.0f;
-                        if (live) packed[all + to] = as_float(here && live[from] ? ~0u : 0u);
-                    }
+        for (std::int64_t p = begin; p < end; ++p) {
+            float* panel = packed + p * taps * step;
+            const std::int64_t first = p * panel_width;
+            const std::int64_t some = std::min<std::int64_t>(panel_width, layer.sources - first);
+            if (some < panel_width) std::fill_n(panel, taps * step, 0.0f);
+            for (std::int64_t d = 0; d < layer.destinations; ++d) {
+                const std::int64_t from = (d * layer.sources + first) * taps;
+                transpose(weight + from, taps, some, taps, panel + d * panel_width, step);
+                if (!live) continue;
+                for (std::int64_t lane = 0; lane < panel_width; ++lane)
+                    for (std::int64_t tap = 0; tap < taps; ++tap)
+                        panel[all + tap * step + d * panel_width + lane] = as_float(
+                            lane < some && live[from + lane * taps + tap] ? ~0u : 0u);
+            }
+        }
     });
 }
 

@@ -64,7 +64,7 @@ class _Prepared:
         """Sizes that fit the weights: packing does not look at the image."""
         assert self._kernel is not None
         d, s, kh, kw = self.shape
-        return self._kernel.Layer(0, kh, kw, s, d, kh, kw, 1, 0)
+        return self._kernel.Layer(0, kh, kw, s, d, kh, kw, self.stride, 0)
 
 
 class PreparedL1(_Prepared):

@@ -64,12 +64,12 @@ bool weight_gradient(const Convolution& c, const float* grad, const float* x,
     const Index columns = p.filter.columns();
     Bits bits(learn, c.destinations, columns, threads);
     if (bits.size() > most) return false;
-    const Planes planes = p.filter.planes(p.x);
+    const Planes planes = p.filter.planes(p.x, dot_vectors);
     // The gradient does not depend on the weights.
     Forward edges(bits, nullptr, p.filter, planes, threads);
     Reused<float> sums(static_cast<std::size_t>(bits.size()));
     dots<Dot>(planes, x, p.y, grad, edges.list(), sums.data(), threads);
-    std::memset(dw, 0, static_cast<std::size_t>(c.destinations * columns) * sizeof(float));
+    std::fill(dw, dw + c.destinations * columns, 0.0f);
     const float* from = sums.data();
     bits.each(threads, [=](Index d, Index e, std::int64_t k) { dw[d * columns + e] = from[k]; });
     return true;

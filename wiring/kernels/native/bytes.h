@@ -13,7 +13,10 @@
 
 namespace WIRING_ISA {
 
-// `Bytes` holds `groups` groups of 8 bytes; `ByteSums` one sum for each group.
+// `Bytes` holds `groups` groups of 8 bytes; `ByteSums` one sum for each group, of 16 bits while it
+// grows: after `most_distances` it must be added to another, which only takes whole sums.
+constexpr int most_distances = 32;
+
 #if defined(WIRING_ISA_avx512) || defined(WIRING_ISA_avx512popcnt)
 
 struct Bytes {
@@ -32,7 +35,11 @@ struct Bytes {
 struct ByteSums {
     __m512i v = _mm512_setzero_si512();
 
-    void add_distance(Bytes a, Bytes b) { v = _mm512_add_epi64(v, _mm512_sad_epu8(a.v, b.v)); }
+    void add_distance(Bytes a, Bytes b) {
+        // Saturating, which cannot happen: such additions keep off the port that sad needs.
+        v = _mm512_adds_epu16(v, _mm512_sad_epu8(a.v, b.v));
+    }
+    void add(ByteSums other) { v = _mm512_add_epi64(v, other.v); }
     void store(std::int32_t* p) const {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(v));
     }
@@ -59,6 +66,7 @@ struct ByteSums {
     __m256i v = _mm256_setzero_si256();
 
     void add_distance(Bytes a, Bytes b) { v = _mm256_add_epi64(v, _mm256_sad_epu8(a.v, b.v)); }
+    void add(ByteSums other) { v = _mm256_add_epi64(v, other.v); }
     void store(std::int32_t* p) const {
         const __m256i low = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(low));
@@ -83,6 +91,7 @@ struct ByteSums {
     uint32x4_t v = vdupq_n_u32(0);
 
     void add_distance(Bytes a, Bytes b) { v = vpadalq_u16(v, vpaddlq_u8(vabdq_u8(a.v, b.v))); }
+    void add(ByteSums other) { v = vaddq_u32(v, other.v); }
     void store(std::int32_t* p) const {
         const uint32x4_t pairs = vpaddq_u32(v, v);
         vst1_s32(p, vreinterpret_s32_u32(vget_low_u32(pairs)));
@@ -113,6 +122,7 @@ struct ByteSums {
     void add_distance(Bytes a, Bytes b) {
         for (int i = 0; i < 8; ++i) v += std::abs(int{a.v[i]} - int{b.v[i]});
     }
+    void add(ByteSums other) { v += other.v; }
     void store(std::int32_t* p) const { *p = v; }
 };
 

@@ -42,6 +42,11 @@ inline Words byte_counts(Words v) {
 inline void store_counts(Words v, std::int32_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(v));
 }
+// One store for what is then loaded at once: two halves would not be forwarded.
+inline void store_counts(Words a, Words b, std::int32_t* to) {
+    const __m512i low = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi32(a, low, b));
+}
 
 #elif defined(WIRING_ISA_avx2)
 
@@ -125,6 +130,10 @@ inline void store_counts(Words v, std::int32_t* to) {
     std::memcpy(lane, &v, sizeof lane);
     for (int i = 0; i < word_lanes; ++i) to[i] = static_cast<std::int32_t>(lane[i]);
 }
+inline void store_counts(Words a, Words b, std::int32_t* to) {
+    store_counts(a, to);
+    store_counts(b, to + word_lanes);
+}
 #endif
 
 // Bits of a word x of activations and a word w of weights that count: those in which they
@@ -181,48 +190,54 @@ struct BothSet {
     }
 };
 
+// Registers hold `positions` x `vectors` counters. A counter takes `group` words, two at a time:
+// `pair<j>` the words 2j and 2j + 1 of a group, up to `most_groups` groups before `settle`. The
+// last few words go through `late_pair` and `late`, after which comes nothing but `total`.
 #if defined(WIRING_ISA_avx512popcnt)
 
 // Carries are counted at once.
 struct Counter {
-    static constexpr int group = 2;          // words that `add` takes
-    static constexpr int positions = 4;      // of a register tile, and vectors of a panel
-    static constexpr int vectors = 2;
-    static constexpr int most_groups = 1 << 30;  // before `settle`
+    static constexpr int positions = 4, vectors = 2, group = 2, most_groups = 1 << 30;
     Words ones = no_words(), twice = no_words();
 
-    template <class Bits>
-    void add(const Words* x, const Words* w, const Words* m) {
-        const Words carry = Bits::pair(ones, x[0], w[0], m[0], x[1], w[1], m[1]);
+    template <class Bits, int j>
+    void pair(Words x0, Words w0, Words m0, Words x1, Words w1, Words m1) {
+        const Words carry = Bits::pair(ones, x0, w0, m0, x1, w1, m1);
         twice = add_lanes(twice, _mm512_popcnt_epi64(carry));
     }
     template <class Bits>
-    void add_one(Words x, Words w, Words m) {
+    void late_pair(Words x0, Words w0, Words m0, Words x1, Words w1, Words m1) {
+        pair<Bits, 0>(x0, w0, m0, x1, w1, m1);
+    }
+    template <class Bits>
+    void late(Words x, Words w, Words m) {
         const Words bit = Bits::one(x, w, m);
         twice = add_lanes(twice, _mm512_popcnt_epi64(both(ones, bit)));
         ones = differ(ones, bit);
     }
     void settle() {}
-    Words total() const { return add_lanes(times<1>(twice), _mm512_popcnt_epi64(ones)); }
+    Words total() const { return add_lanes(add_lanes(twice, twice), _mm512_popcnt_epi64(ones)); }
 };
 
 #elif defined(WIRING_ISA_neon)
 
 // Counting bytes is one instruction here.
 struct Counter {
-    static constexpr int group = 1;
-    static constexpr int positions = 2;
-    static constexpr int vectors = 4;
-    static constexpr int most_groups = 31;
+    static constexpr int positions = 2, vectors = 4, group = 2, most_groups = 15;
     Words bytes = no_words(), sum = no_words();
 
-    template <class Bits>
-    void add(const Words* x, const Words* w, const Words* m) {
-        bytes = add_bytes(bytes, byte_counts(Bits::one(x[0], w[0], m[0])));
+    template <class Bits, int j>
+    void pair(Words x0, Words w0, Words m0, Words x1, Words w1, Words m1) {
+        late_pair<Bits>(x0, w0, m0, x1, w1, m1);
     }
     template <class Bits>
-    void add_one(Words x, Words w, Words m) {
-        add<Bits>(&x, &w, &m);
+    void late_pair(Words x0, Words w0, Words m0, Words x1, Words w1, Words m1) {
+        late<Bits>(x0, w0, m0);
+        late<Bits>(x1, w1, m1);
+    }
+    template <class Bits>
+    void late(Words x, Words w, Words m) {
+        bytes = add_bytes(bytes, byte_counts(Bits::one(x, w, m)));
     }
     void settle() {
         sum = add_lanes(sum, bytes_sum(bytes));
@@ -235,52 +250,51 @@ struct Counter {
 
 // Eight words to one count of bytes.
 struct Counter {
-    static constexpr int group = 8;
 #if defined(WIRING_WIDE)
-    static constexpr int positions = 2;
-    static constexpr int vectors = 2;
+    static constexpr int positions = 4, vectors = 1;
 #else
-    static constexpr int positions = 1;
-    static constexpr int vectors = 2;
+    static constexpr int positions = 1, vectors = 2;
 #endif
-    static constexpr int most_groups = 30;  // of up to 8 a byte, and `late`
+    static constexpr int group = 8, most_groups = 30;  // of up to 8 a byte, and `after`
     Words ones = no_words(), twos = no_words(), fours = no_words();
     Words eights = no_words();  // counts of bytes
     Words sum = no_words();     // of eights
-    // Carries of the last few words: at most one at a place, as 7 + 7 is less than 16.
-    Words late = no_words();
+    // Carries of late words: at most one at a place, as 7 + 7 is less than 16.
+    Words after = no_words();
+    Words two, four;  // carries that wait for the next one
 
-    template <class Bits>
-    void add(const Words* x, const Words* w, const Words* m) {
-        Words four[2];
-        for (int h = 0; h < 2; ++h) {
-            const int i = 4 * h;
-            const Words a = Bits::pair(ones, x[i], w[i], m[i], x[i + 1], w[i + 1], m[i + 1]);
-            const Words b =
-                Bits::pair(ones, x[i + 2], w[i + 2], m[i + 2], x[i + 3], w[i + 3], m[i + 3]);
-            four[h] = majority(twos, a, b);
-            twos = parity(twos, a, b);
+    template <class Bits, int j>
+    void pair(Words x0, Words w0, Words m0, Words x1, Words w1, Words m1) {
+        const Words carry = Bits::pair(ones, x0, w0, m0, x1, w1, m1);
+        if constexpr (j % 2 == 0) {
+            two = carry;
+        } else {
+            const Words next = majority(twos, two, carry);
+            twos = parity(twos, two, carry);
+            if constexpr (j == 1) {
+                four = next;
+            } else {
+                const Words eight = majority(fours, four, next);
+                fours = parity(fours, four, next);
+                eights = add_bytes(eights, byte_counts(eight));
+            }
         }
-        const Words eight = majority(fours, four[0], four[1]);
-        fours = parity(fours, four[0], four[1]);
-        eights = add_bytes(eights, byte_counts(eight));
-    }
-    // Two or one of fewer than eight words at the end.
-    template <class Bits>
-    void add_two(const Words* x, const Words* w, const Words* m) {
-        carry(Bits::pair(ones, x[0], w[0], m[0], x[1], w[1], m[1]));
     }
     template <class Bits>
-    void add_one(Words x, Words w, Words m) {
-        const Words bit = Bits::one(x, w, m), two = both(ones, bit);
+    void late_pair(Words x0, Words w0, Words m0, Words x1, Words w1, Words m1) {
+        carry(Bits::pair(ones, x0, w0, m0, x1, w1, m1));
+    }
+    template <class Bits>
+    void late(Words x, Words w, Words m) {
+        const Words bit = Bits::one(x, w, m), carried = both(ones, bit);
         ones = differ(ones, bit);
-        carry(two);
+        carry(carried);
     }
-    void carry(Words two) {
-        const Words four = both(twos, two);
-        twos = differ(twos, two);
-        late = either(late, both(fours, four));
-        fours = differ(fours, four);
+    void carry(Words add) {
+        const Words next = both(twos, add);
+        twos = differ(twos, add);
+        after = either(after, both(fours, next));
+        fours = differ(fours, next);
     }
     void settle() {
         sum = add_lanes(sum, bytes_sum(eights));
@@ -290,7 +304,7 @@ struct Counter {
         const Words low =
             add_bytes(byte_counts(ones), add_bytes(times<1>(byte_counts(twos)),
                                                    times<2>(byte_counts(fours))));
-        const Words high = add_bytes(eights, byte_counts(late));
+        const Words high = add_bytes(eights, byte_counts(after));
         return add_lanes(times<3>(add_lanes(sum, bytes_sum(high))), bytes_sum(low));
     }
 };

@@ -5,6 +5,9 @@
 
 namespace WIRING_ISA {
 
+// Vectors of positions in a panel for `dots`: more make fewer horizontal sums.
+constexpr Index dot_vectors = 16;
+
 // result[k] = sums of pair(sum, grad, x, w) over positions, for edge k of a Forward list.
 //
 //   struct Pair { static Floats step(Floats sum, Floats grad, Floats x, Floats w); };

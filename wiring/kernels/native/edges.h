@@ -35,7 +35,8 @@ inline std::uint64_t nonzero(const std::uint8_t* bytes, int n) {
         const auto half = [](const std::uint8_t* p) {
             const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
             const __m256i zero = _mm256_cmpeq_epi8(v, _mm256_setzero_si256());
-            return static_cast<std::uint64_t>(~static_cast<std::uint32_t>(_mm256_movemask_epi8(zero)));
+            const auto dead = static_cast<std::uint32_t>(_mm256_movemask_epi8(zero));
+            return static_cast<std::uint64_t>(~dead);
         };
         return half(bytes) | half(bytes + 32) << 32;
 #endif
@@ -55,7 +56,8 @@ class Bits {
 
     Bits(const std::uint8_t* mask, Index rows, Index columns, int threads)
         : rows(rows), columns(columns), words((columns + 63) / 64),
-          bits_(static_cast<std::size_t>(rows * words)), start_(static_cast<std::size_t>(rows + 1)) {
+          bits_(static_cast<std::size_t>(rows * words)),
+          start_(static_cast<std::size_t>(rows + 1)) {
         std::uint64_t* bits = bits_.data();
         std::int64_t* start = start_.data();
         start[0] = 0;
@@ -104,12 +106,14 @@ struct Filter {
 
     Index taps() const { return height * width; }
     Index columns() const { return sources * taps(); }
-    Index output(Index size, Index kernel) const { return (size + 2 * padding - kernel) / stride + 1; }
+    Index output(Index size, Index kernel) const {
+        return (size + 2 * padding - kernel) / stride + 1;
+    }
 
     // Of an image x, for the convolution.
-    Planes planes(const Shape& x) const {
+    Planes planes(const Shape& x, Index vectors = tile_vectors) const {
         return {x, stride, padding, padding, height, width, output(x.height, height),
-                output(x.width, width)};
+                output(x.width, width), vectors};
     }
 };
 
@@ -117,7 +121,8 @@ struct Filter {
 class Forward {
   public:
     // weight [D, filter.columns()], or null for 0
-    Forward(Bits& bits, const float* weight, const Filter& filter, const Planes& planes, int threads)
+    Forward(Bits& bits, const float* weight, const Filter& filter, const Planes& planes,
+            int threads)
         : edges_(static_cast<std::size_t>(bits.size())), bits_(bits) {
         Reused<std::int32_t> offsets(static_cast<std::size_t>(bits.words * 64));
         for (Index s = 0, e = 0; s < filter.sources; ++s)
@@ -129,16 +134,21 @@ class Forward {
         Edge* edges = edges_.data();
         const Index columns = filter.columns();
         if (!weight) {
-            bits.each(threads, [=](Index, Index e, std::int64_t k) { edges[k] = {table[e], 0.0f}; });
+            bits.each(threads,
+                      [=](Index, Index e, std::int64_t k) { edges[k] = {table[e], 0.0f}; });
             return;
         }
         parallel(bits.rows, threads, [&](int, Index begin, Index end) {
             for (Index d = begin; d < end; ++d) {
-                Edge* to = edges + bits.start()[d];
+                Edge *to = edges + bits.start()[d], *const last = edges + bits.start()[end];
                 const float* row = weight + d * columns;
-                for (Index w = 0; w < bits.words; ++w)
-                    to = d + 1 < end ? append(bits.row(d)[w], table + w * 64, row + w * 64, to)
-                                     : exactly(bits.row(d)[w], table + w * 64, row + w * 64, to);
+                for (Index w = 0; w < bits.words; ++w) {
+                    const std::uint64_t word = bits.row(d)[w];
+                    const bool room = to + bits_in(word) + 3 <= last &&
+                                      d * columns + w * 64 + 64 <= bits.rows * columns;
+                    to = room ? append(word, table + w * 64, row + w * 64, to)
+                              : exactly(word, table + w * 64, row + w * 64, to);
+                }
             }
         });
     }
@@ -149,7 +159,8 @@ class Forward {
     Reused<Edge> edges_;
     Bits& bits_;
 
-    static Edge* exactly(std::uint64_t word, const std::int32_t* table, const float* row, Edge* to) {
+    static Edge* exactly(std::uint64_t word, const std::int32_t* table, const float* row,
+                         Edge* to) {
         for (; word; word &= word - 1) {
             const int i = __builtin_ctzll(word);
             *to++ = {table[i], row[i]};
@@ -157,8 +168,8 @@ class Forward {
         return to;
     }
 
-    // The same, four at a time: a loop of an even length is predicted better than one of a random
-    // length. Reads and writes a little too far, so the next row must follow in both.
+    // The same, four at a time, which is predicted better. Reads 64 of the row and writes up to
+    // three edges too far, into what is written next.
     static Edge* append(std::uint64_t word, const std::int32_t* table, const float* row, Edge* to) {
         constexpr std::uint64_t top = std::uint64_t{1} << 63;
         Edge* const end = to + bits_in(word);
@@ -226,7 +237,7 @@ class Backward {
     Index rows_;
 
     static Index mod(Index a, Index b) { return a - floor_div(a, b) * b; }
-    // The smallest and the largest step from a pixel, divided by the stride, to an output it acts on.
+    // The smallest and the largest step from a pixel, by stride, to an output it acts on.
     static Index first(const Filter& f, Index kernel) {
         return floor_div(f.padding - kernel + 1, f.stride);
     }

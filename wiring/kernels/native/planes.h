@@ -50,7 +50,7 @@ struct Grid {
 
     Index size() const { return images * rows * columns; }
 
-    // Calls f(n, r, c, q, length) for the runs of positions of `rect`, of each image, in [from, to).
+    // Calls f(n, r, c, q, length) for the runs of positions of `rect` in [from, to), by image.
     // With `merge`, a run goes on over rows: for a rect as wide as the grid.
     template <class F>
     void runs(const Rect& rect, bool merge, Index from, Index to, F&& f) const {
@@ -87,9 +87,10 @@ class Planes {
     Grid grid{};
     Index halo = 0, block = 0, stride = 0;
 
-    // For filters of `kernel_*` taps moved by `step`, at positions_h x positions_w per image.
+    // For filters of `kernel_*` taps moved by `step`, at positions_h x positions_w per image. A
+    // panel without a halo holds `vectors` vectors of positions.
     Planes(Shape shape, Index step, Index top, Index left, Index kernel_h, Index kernel_w,
-           Index positions_h, Index positions_w)
+           Index positions_h, Index positions_w, Index vectors = tile_vectors)
         : shape(shape), step(step), top(top), left(left) {
         phase_rows = std::min(step, kernel_h);
         phase_columns = std::min(step, kernel_w);
@@ -100,7 +101,7 @@ class Planes {
         halo = down * grid.columns + right;
         const Index positions =
             shape.images ? grid.size() - (grid.rows - positions_h) * grid.columns : 0;
-        cut(positions);
+        cut(positions, vectors);
     }
 
     // The same positions and panels as `other`, without taps around: one value per position and
@@ -137,10 +138,11 @@ class Planes {
                 const bool merge = step == 1 && rect.left == 0 && rect.right == grid.columns &&
                                    grid.columns == shape.width;
                 float* to_phase = planes + (a * phase_columns + b) * stride - q0;
-                grid.runs(rect, merge, q0, q1, [&](Index n, Index r, Index c, Index q, Index length) {
-                    const float* source = image + shape.at(n, r * step + a - top, c * step + b - left);
-                    copy(source, from, to, length, to_phase + q, lines);
-                });
+                const auto run = [&](Index n, Index r, Index c, Index q, Index length) {
+                    const Index pixel = shape.at(n, r * step + a - top, c * step + b - left);
+                    copy(image + pixel, from, to, length, to_phase + q, lines);
+                };
+                grid.runs(rect, merge, q0, q1, run);
             }
     }
 
@@ -152,14 +154,15 @@ class Planes {
     // so that an offset tells its tap.
     Index extent(Index size, Index before, Index outputs, Index reach) const {
         const Index shared = floor_div(std::max<Index>(0, before), step);
-        return std::max({ceil_div(size + before, step), outputs + reach - shared, outputs, reach + 1});
+        const Index pixels = ceil_div(size + before, step);
+        return std::max({pixels, outputs + reach - shared, outputs, reach + 1});
     }
 
-    void cut(Index positions) {
+    void cut(Index positions, Index vectors) {
         positions_ = positions;
         if (!positions) return;
         const Index lines = std::max<Index>(1, shape.channels * phases());
-        const Index tile = tile_vectors * Floats::lanes;
+        const Index tile = vectors * Floats::lanes;
         const Index fits = panel_bytes / 4 / lines - halo;
         block = halo ? std::max({fits / tile * tile, tile, halo / tile * tile}) : tile;
         const Index panels = ceil_div(positions, block);
@@ -173,8 +176,8 @@ class Planes {
     void copy(const float* source, Index from, Index to, Index length, float* planes,
               Index lines) const {
         if (shape.last) {
-            transpose<false>(source + from, step * shape.channels, length, to - from, planes + from * lines,
-                      lines);
+            transpose<false>(source + from, step * shape.channels, length, to - from,
+                             planes + from * lines, lines);
             return;
         }
         for (Index c = from; c < to; ++c) {

@@ -6,7 +6,7 @@
 //   Filter filter{S, kh, kw, stride, padding};
 //   Planes planes = filter.planes(x_shape);                // the image as planes (planes.h)
 //   Forward edges(bits, weight, filter, planes, threads);  // per output row: (offset, weight)
-//   gather<Step>(planes, x, edges.list(), Sink(y_shape, 1), y, threads);
+//   gather<Step>(planes, x, edges.list(), Sink{y_shape, 1}, y, threads);
 //
 // `Step` says what one edge does to sixteen (eight, four) sums at a time:
 //
@@ -18,11 +18,11 @@
 // Input gradient: the same gather over planes of the gradient, with
 //   Planes planes = Backward::planes(filter, grad_shape, H, W);
 //   Backward edges(bits, weight, filter, planes);
-//   gather<Step>(planes, grad, edges.list(), Sink(x_shape, stride), dx, threads, {.own = x, ...});
-// `own` is then the input image at the pixel whose gradient is summed, with any layout.
+//   gather<Step>(planes, grad, edges.list(), Sink{x_shape, stride}, dx, threads, extra);
+// `extra.own` is then the input image, read at the pixel whose gradient is summed, in any layout.
 //
-// Weight gradient: `dots<Pair>` of native/dots.h sums pair(sum, grad, x, w) over all positions for every edge of a
-// Forward list. Sums run in the order of the list (gather) and of positions (dots), whatever the
+// Weight gradient: `dots<Pair>` of native/dots.h sums pair(sum, grad, x, w) over all positions, for
+// every edge of a Forward list. The order of every sum follows from the shapes, never from the
 // number of threads. Padding is a pixel of value 0 that counts.
 #pragma once
 
@@ -54,11 +54,29 @@ constexpr Index rows_at_once = 16;
 template <class Step, int V>
 inline void sum_row(const Edge* edge, const Edge* end, const float* planes, const float* own,
                     const float* shift, bool relu, float* out) {
-    constexpr int lanes = Floats::lanes;
+    // Few vectors would wait for one another's sums: take several edges at a time.
+    constexpr int lanes = Floats::lanes, chains = V < 4 ? (V == 1 ? 4 : 2) : 1;
     Floats sums[V], mine[V];
     for (int v = 0; v < V; ++v) {
         sums[v] = Floats::all(0.0f);
         if (Step::own) mine[v] = Floats::load(own + v * lanes);
+    }
+    if (chains > 1 && end - edge >= chains) {
+        Floats more[chains][V];
+        for (auto& chain : more)
+            for (auto& sum : chain) sum = Floats::all(0.0f);
+        for (; end - edge >= chains; edge += chains) {
+#pragma GCC unroll 4
+            for (int k = 0; k < chains; ++k) {
+                const float* x = planes + edge[k].offset;
+                const Floats w = Floats::all(edge[k].weight);
+#pragma GCC unroll 16
+                for (int v = 0; v < V; ++v)
+                    more[k][v] = Step::step(more[k][v], Floats::load(x + v * lanes), w, mine[v]);
+            }
+        }
+        for (int v = 0; v < V; ++v)
+            for (int k = 0; k < chains; ++k) sums[v] = sums[v] + more[k][v];
     }
     for (; edge != end; ++edge) {
         const float* x = planes + edge->offset;
@@ -123,7 +141,7 @@ inline void write(const Planes& planes, const Sink& sink, Index group, Index d, 
     const Rect rect{0, ceil_div(sink.shape.height - a, sink.step), 0,
                     ceil_div(sink.shape.width - b, sink.step)};
     const bool merge = sink.step == 1 && rect.right == planes.grid.columns;
-    planes.grid.runs(rect, merge, begin, end, [&](Index n, Index r, Index c, Index q, Index length) {
+    const auto run = [&](Index n, Index r, Index c, Index q, Index length) {
         const float* from = sums + q - begin;
         float* to = out + sink.shape.at(n, a + r * sink.step, b + c * sink.step) +
                     d * sink.shape.channel_step();
@@ -131,10 +149,14 @@ inline void write(const Planes& planes, const Sink& sink, Index group, Index d, 
             transpose<true>(from, width, rows, length, to, sink.step * sink.shape.channels);
             return;
         }
-        for (Index k = 0; k < rows; ++k)
-            for (Index i = 0; i < length; ++i)
-                to[k * sink.shape.pixels() + i * sink.step] = from[k * width + i];
-    });
+        for (Index k = 0; k < rows; ++k, to += sink.shape.pixels(), from += width) {
+            if (sink.step == 1)
+                std::memcpy(to, from, static_cast<std::size_t>(length) * sizeof(float));
+            else
+                for (Index i = 0; i < length; ++i) to[i * sink.step] = from[i];
+        }
+    };
+    planes.grid.runs(rect, merge, begin, end, run);
 }
 
 }  // namespace sparse
@@ -171,11 +193,10 @@ void gather(const Planes& planes, const float* image, const Edges& list, const S
                     const Index end_q = std::min(q + width, q1);
                     const auto sum = sum_row_of<Step>(ceil_div(end_q - q, Floats::lanes));
                     const float* from = packed + panel * planes.panel_size() + q - q0;
+                    const float* beside = packed_own + panel * own.panel_size() + q - q0;
                     for (Index k = 0; k < rows; ++k) {
                         const Index row = (d + k) * groups + group;
-                        const float* mine =
-                            Step::own ? packed_own + panel * own.panel_size() + row * own.stride + q - q0
-                                      : nullptr;
+                        const float* mine = Step::own ? beside + row * own.stride : nullptr;
                         sum(list.edges + list.start[row], list.edges + list.start[row + 1], from,
                             mine, extra.shift ? extra.shift + d + k : nullptr, extra.relu,
                             tile + k * width);

@@ -53,8 +53,10 @@ inline void part(const float* src, std::int64_t from, int rows, int columns, flo
         const __m512 d = _mm512_shuffle_f32x4(v[c], v[c + 4], 0xdd);
         const __m512 e = _mm512_shuffle_f32x4(v[c + 8], v[c + 12], 0xdd);
         Floats{_mm512_shuffle_f32x4(a, b, 0x88)}.store(dst + c * to, rows);
-        if (c + 4 < columns) Floats{_mm512_shuffle_f32x4(d, e, 0x88)}.store(dst + (c + 4) * to, rows);
-        if (c + 8 < columns) Floats{_mm512_shuffle_f32x4(a, b, 0xdd)}.store(dst + (c + 8) * to, rows);
+        if (c + 4 < columns)
+            Floats{_mm512_shuffle_f32x4(d, e, 0x88)}.store(dst + (c + 4) * to, rows);
+        if (c + 8 < columns)
+            Floats{_mm512_shuffle_f32x4(a, b, 0xdd)}.store(dst + (c + 8) * to, rows);
         if (c + 12 < columns)
             Floats{_mm512_shuffle_f32x4(d, e, 0xdd)}.store(dst + (c + 12) * to, rows);
     }

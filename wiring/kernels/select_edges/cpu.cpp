@@ -32,6 +32,12 @@ inline float value(std::uint32_t key) {
     return x;
 }
 
+// `all` scores are allowed where there are no flags.
+template <bool all>
+inline bool usable(const std::uint8_t* allowed, std::int64_t i) {
+    return all || allowed[i] != 0;
+}
+
 // What one part of the scores contributes. Parts, unlike threads, are the same in every pass.
 struct Part {
     std::int64_t begin, end;
@@ -40,6 +46,7 @@ struct Part {
     bool nan;
 };
 
+template <bool all>
 void histogram(const float* scores, const std::uint8_t* allowed, Part& part, std::int64_t* counts) {
     std::fill_n(counts, 2 * bins, 0);
     std::uint16_t bin[block];
@@ -47,25 +54,25 @@ void histogram(const float* scores, const std::uint8_t* allowed, Part& part, std
     for (std::int64_t start = part.begin; start < part.end; start += block) {
         const int n = static_cast<int>(std::min(block, part.end - start));
         const float* x = scores + start;
-        const std::uint8_t* use = allowed + start;
         // Apart from the counting, so that it runs in vectors.
         for (int i = 0; i < n; ++i) {
             bin[i] = static_cast<std::uint16_t>(key(x[i]) >> first_shift);
-            nan |= (x[i] != x[i]) & (use[i] != 0);
+            nan |= (x[i] != x[i]) & usable<all>(allowed, start + i);
         }
         // Two counters a bin: neighbours often share one, and would wait for each other.
         int i = 0;
         for (; i + 2 <= n; i += 2) {
-            counts[bin[i]] += use[i] != 0;
-            counts[bins + bin[i + 1]] += use[i + 1] != 0;
+            counts[bin[i]] += usable<all>(allowed, start + i);
+            counts[bins + bin[i + 1]] += usable<all>(allowed, start + i + 1);
         }
-        if (i < n) counts[bin[i]] += use[i] != 0;
+        if (i < n) counts[bin[i]] += usable<all>(allowed, start + i);
     }
     for (std::int64_t i = 0; i < bins; ++i) counts[i] += counts[bins + i];
     part.nan = nan != 0;
 }
 
 // The allowed keys of one bin, in order.
+template <bool all>
 void collect(const float* scores, const std::uint8_t* allowed, const Part& part, std::uint32_t bin,
              std::uint32_t* candidates) {
     std::uint32_t keys[block];
@@ -75,7 +82,7 @@ void collect(const float* scores, const std::uint8_t* allowed, const Part& part,
         const int n = static_cast<int>(std::min(block, part.end - start));
         for (int i = 0; i < n; ++i) {
             keys[i] = key(scores[start + i]);
-            wanted[i] = (keys[i] >> first_shift == bin) & (allowed[start + i] != 0);
+            wanted[i] = (keys[i] >> first_shift == bin) & usable<all>(allowed, start + i);
         }
         for (int i = 0; i < n; ++i) {
             candidates[found] = keys[i];  // behind the last one there is room for one more
@@ -102,16 +109,17 @@ std::uint32_t refine(const std::uint32_t* candidates, std::int64_t n, std::uint3
 }
 
 // Bytes may alias everything: __restrict__ lets these loops run in vectors.
+template <bool all>
 void mark(const float* __restrict__ scores, const std::uint8_t* __restrict__ allowed,
           const Part& part, float threshold, std::int64_t ties, std::uint8_t* __restrict__ live) {
     const std::int64_t end = part.end;
     if (ties <= 0) {
         for (std::int64_t i = part.begin; i < end; ++i)
-            live[i] = (allowed[i] != 0) & (scores[i] > threshold);
+            live[i] = usable<all>(allowed, i) & (scores[i] > threshold);
         return;
     }
     for (std::int64_t i = part.begin; i < end; ++i)
-        live[i] = (allowed[i] != 0) & (scores[i] >= threshold);
+        live[i] = usable<all>(allowed, i) & (scores[i] >= threshold);
     for (std::int64_t i = end, more = part.equal - ties; more > 0;) {
         --i;
         const bool drop = live[i] && scores[i] == threshold;
@@ -120,15 +128,16 @@ void mark(const float* __restrict__ scores, const std::uint8_t* __restrict__ all
     }
 }
 
-Outcome select(const float* scores, const std::uint8_t* allowed, std::int64_t n, std::int64_t k,
-               std::uint8_t* live, int threads) {
+template <bool all>
+Outcome select_among(const float* scores, const std::uint8_t* allowed, std::int64_t n,
+                     std::int64_t k, std::uint8_t* live, int threads) {
     const std::int64_t parts = std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n / block));
     Scratch<Part> part(static_cast<std::size_t>(parts));
     Scratch<std::int64_t> counts(static_cast<std::size_t>(2 * parts * bins));
     parallel(parts, threads, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t p = begin; p < end; ++p) {
             part[p] = {n * p / parts, n * (p + 1) / parts, 0, 0, 0, false};
-            histogram(scores, allowed, part[p], &counts[2 * p * bins]);
+            histogram<all>(scores, allowed, part[p], &counts[2 * p * bins]);
         }
     });
 
@@ -154,7 +163,7 @@ Outcome select(const float* scores, const std::uint8_t* allowed, std::int64_t n,
     Scratch<std::uint32_t> candidates(static_cast<std::size_t>(found + parts));
     parallel(parts, threads, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t p = begin; p < end; ++p)
-            collect(scores, allowed, part[p], bin, &candidates[part[p].offset]);
+            collect<all>(scores, allowed, part[p], bin, &candidates[part[p].offset]);
     });
     // Closes the gaps of one between the parts.
     for (std::int64_t p = 1; p < parts; ++p)
@@ -176,10 +185,16 @@ Outcome select(const float* scores, const std::uint8_t* allowed, std::int64_t n,
         for (std::int64_t p = begin; p < end; ++p) {
             std::int64_t ties = rank;
             for (std::int64_t before = 0; before < p; ++before) ties -= part[before].equal;
-            mark(scores, allowed, part[p], value(threshold), ties, live);
+            mark<all>(scores, allowed, part[p], value(threshold), ties, live);
         }
     });
     return outcome;
+}
+
+Outcome select(const float* scores, const std::uint8_t* allowed, std::int64_t n, std::int64_t k,
+               std::uint8_t* live, int threads) {
+    return allowed ? select_among<false>(scores, allowed, n, k, live, threads)
+                   : select_among<true>(scores, allowed, n, k, live, threads);
 }
 
 }  // namespace

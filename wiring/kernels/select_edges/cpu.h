@@ -13,7 +13,7 @@ struct Outcome {
 };
 
 struct Kernels {
-    // scores [n]; allowed [n], bytes, 0 for no; live [n], written 1 for the k largest allowed
+    // scores [n]; allowed [n], bytes, 0 for no, or null where all are; live [n], written 1 for the k largest allowed
     // scores, the lower index first among equals, else 0. -0 equals +0.
     // Where k is not in 1..usable, or an allowed score is NaN, live is left as it was.
     Outcome (*select)(const float* scores, const std::uint8_t* allowed, std::int64_t n,

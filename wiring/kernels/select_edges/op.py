@@ -31,6 +31,11 @@ def _check_outcome(usable: int, nan: bool, k: int) -> None:
         raise WiringError("scores of edges must not be NaN")
 
 
+def _all(allowed: Tensor) -> bool:
+    """Whether one byte says for all edges that they are allowed: it need not be written out."""
+    return allowed.stride() == (0,) and allowed.numel() > 0 and bool(allowed[0])
+
+
 def _select(scores: Tensor, allowed: Tensor, k: int) -> Tensor:
     index = allowed.nonzero().squeeze(1)
     candidates = scores[index]
@@ -69,11 +74,13 @@ def _(scores: Tensor, allowed: Tensor, k: int) -> Tensor:
     kernel = _native()
     if kernel is None or scores.dtype not in EXACT_IN_FLOAT:
         return _select(scores, allowed, k)
-    scores, allowed = scores.to(torch.float32).contiguous(), allowed.contiguous()
-    live = torch.empty_like(allowed)
+    scores = scores.to(torch.float32).contiguous()
+    live = torch.empty_like(allowed, memory_format=torch.contiguous_format)
+    flags = None if _all(allowed) else allowed.contiguous()
     usable, nan = kernel.select_edges(
-        scores.data_ptr(), allowed.data_ptr(), len(scores), k, live.data_ptr(), threads()
-    )
+        scores.data_ptr(), 0 if flags is None else flags.data_ptr(), len(scores), k,
+        live.data_ptr(), threads(),
+    )  # fmt: skip
     _check_outcome(usable, nan, k)
     return live
 

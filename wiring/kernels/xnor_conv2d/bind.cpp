@@ -95,8 +95,17 @@ NB_MODULE(_cpu, module) {
         "xnor_floats",
         [](Address x, bool planes, Address sign, Address live, Address live_bits, Address alpha,
            Address scale, Address y, const Sizes& sizes, int threads) {
-            kernels->xnor_floats(at<const float>(x), planes, weights(sign, live, live_bits, alpha),
+            kernels->xnor_floats({at<const float>(x), planes}, weights(sign, live, live_bits, alpha),
                                  at<const float>(scale), at<float>(y), shape(sizes), threads);
+        },
+        Free());
+    module.def("has_signed_sums", [] { return kernels->signed_sums != nullptr; });
+    module.def(
+        "signed_sums",
+        [](Address x, bool planes, Address panels, Address alpha, Address y, const Sizes& sizes,
+           int threads) {
+            kernels->signed_sums({at<const float>(x), planes}, at<const uint64_t>(panels),
+                                 at<const float>(alpha), at<float>(y), shape(sizes), threads);
         },
         Free());
     module.def(

@@ -6,7 +6,7 @@ section 2.1). Numbers are unsigned, and padding is 0, so borders need no care.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch.library import custom_op
 
 from wiring.errors import WiringError
 from wiring.kernels.backends import native, threads
-from wiring.kernels.bitpack.op import BITS, MOST_PLANES, unpack_bits
+from wiring.kernels.bitpack.layout import BITS, MOST_PLANES, unpack_bits
 from wiring.kernels.xnor_conv2d.shapes import output_size, panels
 
 _native = native("xnor_conv2d")
@@ -103,7 +103,7 @@ def _(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
         from wiring.kernels.xnor_conv2d import gpu
     except ImportError:
         return _definition(x, weight, stride, padding)
-    return cast(Tensor, gpu.bitplane_conv2d(x, weight, stride, padding))
+    return gpu.bitplane_conv2d(x, weight, stride, padding)
 
 
 @bitplane_conv2d.register_vmap

@@ -6,6 +6,8 @@ Binary-Weight-Networks).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -14,8 +16,14 @@ from torch import Tensor
 from torch.library import custom_op
 
 from wiring.errors import WiringError
+from wiring.kernels.backends import native, threads
+from wiring.kernels.bitpack.layout import layout
 from wiring.kernels.xnor_conv2d.op import check_rows, weight_signs
-from wiring.kernels.xnor_conv2d.shapes import check_weights, output_size
+from wiring.kernels.xnor_conv2d.shapes import check_weights, output_size, prepare
+
+LEAST_PIXELS = 4
+LEAST_READERS = 64
+_native = native("xnor_conv2d")
 
 
 def check_image(x: Tensor) -> None:
@@ -87,6 +95,56 @@ def _(
     return x.new_empty(sizes).permute(0, 3, 1, 2)
 
 
+def signed_sums(
+    kernel: ModuleType | None,
+    x: Tensor,
+    filters: tuple[int, int, int],
+    stride: int,
+    padding: int,
+) -> Callable[[int, int], Tensor] | None:
+    """The compiled kernel for x and `filters` D, kh, kw, to be called with the addresses of the
+    weights' panels and of alpha; None where unpacked weights and PyTorch are faster.
+
+    A table of sums pays if many destinations or filter positions read it, and a register tile
+    if a row has a few pixels.
+    """
+    n, channels, h, w = x.shape
+    d, kh, kw = filters
+    height, width = output_size(h, kh, stride, padding), output_size(w, kw, stride, padding)
+    if kernel is None or x.dtype != torch.float32 or not kernel.has_signed_sums():
+        return None
+    if width < LEAST_PIXELS or kh * kw * d < LEAST_READERS:
+        return None
+    x, planes = layout(x)
+    sizes = (n, h, w, channels, d, kh, kw, stride, padding)
+
+    def run(panels: int, alpha: int) -> Tensor:
+        y = torch.empty(n, height, width, d)
+        kernel.signed_sums(x.data_ptr(), planes, panels, alpha, y.data_ptr(), sizes, threads())
+        return y.permute(0, 3, 1, 2)
+
+    return run
+
+
+@bwn_conv2d.register_kernel("cpu")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    live: Tensor | None,
+    alpha: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+) -> Tensor:
+    _sizes(x, weight, live, alpha, stride, padding)
+    kernel = _native()
+    filters = (weight.shape[0], weight.shape[1], weight.shape[2])
+    run = None if live is not None else signed_sums(kernel, x, filters, stride, padding)
+    if kernel is None or run is None:
+        return convolve(x, weight, live, alpha, stride, padding)
+    ready = prepare(kernel, weight, None, alpha, x.shape[1])
+    return run(ready.sign.data_ptr(), ready.alpha.data_ptr())
+
+
 @bwn_conv2d.register_kernel("cuda")
 def _(
     x: Tensor,
@@ -101,7 +159,7 @@ def _(
         from wiring.kernels.xnor_conv2d import gpu
     except ImportError:
         return convolve(x, weight, live, alpha, stride, padding)
-    return cast(Tensor, gpu.bwn_conv2d(x, weight, live, alpha, stride, padding))
+    return gpu.bwn_conv2d(x, weight, live, alpha, stride, padding)
 
 
 @custom_op("wiring::bwn_input_gradient", mutates_args=())
@@ -119,8 +177,11 @@ def bwn_input_gradient(
     filters = _filters(weight, live, alpha, x)
     if not filters.shape[0]:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    result = torch.nn.grad.conv2d_input(list(x.shape), filters, grad, stride, padding)
-    return result.contiguous()
+    result = torch.ops.aten.convolution_backward(
+        grad, x, filters, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
+        [True, False, False],
+    )[0]  # fmt: skip
+    return cast(Tensor, result.contiguous())
 
 
 @bwn_input_gradient.register_fake
@@ -168,4 +229,5 @@ def bwn_linear(x: Tensor, weight: Tensor, live: Tensor | None, alpha: Tensor) ->
         None if live is None else live.view(d, 1, 1, -1),
         alpha,
     )
-    return y.flatten(1)
+    result: Tensor = y.flatten(1)
+    return result

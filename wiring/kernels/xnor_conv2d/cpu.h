@@ -29,6 +29,12 @@ struct Weights {
     const float* alpha;
 };
 
+// Floats [n, h, w, c], or [n, c, h, w] where `planes`.
+struct Image {
+    const float* data;
+    bool planes;
+};
+
 // Float weights [d, k] and a byte of 0 or 1 for each, 1 where it lives.
 struct Rows {
     const float* weight;
@@ -55,9 +61,11 @@ struct Kernels {
     // y = alpha · Σ live signs over the taps inside the image, · scale [n, oh, ow] if not null.
     void (*xnor)(const std::uint64_t* x, Weights weights, const float* scale, float* y,
                  Shape shape, int threads);
-    // The same from floats [n, h, w, c], or [n, c, h, w] where `planes`.
-    void (*xnor_floats)(const float* x, bool planes, Weights weights, const float* scale,
-                        float* y, Shape shape, int threads);
+    void (*xnor_floats)(Image x, Weights weights, const float* scale, float* y, Shape shape,
+                        int threads);
+    // y = alpha · Σ sign(w) x, from panels; null where nothing here is faster than products.
+    void (*signed_sums)(Image x, const std::uint64_t* panels, const float* alpha, float* y,
+                        Shape shape, int threads);
     // y = Σ 2^(i+j) popcount(x_i & w_j); x [x_bits] images of words, w [w_bits] sets of panels.
     void (*planes)(const std::uint64_t* x, int x_bits, const std::uint64_t* panels, int w_bits,
                    std::int32_t* y, Shape shape, int threads);

@@ -7,7 +7,8 @@ result is the definition's bit for bit (Rastegari et al.: XNOR-Net, ECCV 2016).
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch.library import custom_op
 from wiring.errors import WiringError
 from wiring.kernels.backends import native, threads
 from wiring.kernels.bitpack import unpack_signs, words
-from wiring.kernels.bitpack.op import unpack_bits
+from wiring.kernels.bitpack.layout import unpack_bits
 from wiring.kernels.xnor_conv2d.shapes import (
     check_packed,
     check_scale,
@@ -49,9 +50,14 @@ def _sizes(
     return n, height, width, d
 
 
-@torch.compiler.assume_constant_result
-def _compiled() -> bool:
+def _is_compiled() -> bool:
     return _native() is not None
+
+
+# torch.compile asks once.
+_compiled: Callable[[], bool] = torch.compiler.assume_constant_result(  # type: ignore[no-untyped-call]
+    _is_compiled
+)
 
 
 def packs_inputs(x: Tensor) -> bool:
@@ -61,7 +67,7 @@ def packs_inputs(x: Tensor) -> bool:
 
 def weight_signs(weight: Tensor, live: Tensor | None, channels: int) -> Tensor:
     """±1 on live edges, 0 on dead ones, float32 [D, channels, kh, kw]; words [D, kh, kw, ·]."""
-    signs = unpack_signs(weight, channels)
+    signs: Tensor = unpack_signs(weight, channels)
     return signs if live is None else signs.where(unpack_bits(live, channels), 0)
 
 
@@ -167,7 +173,7 @@ def _(
     except ImportError:
         return _definition(x, weight, live, alpha, scale, channels, stride, padding)
     arguments = (x, weight, live, alpha, scale, channels, stride, padding)
-    return cast(Tensor, gpu.xnor_conv2d(*arguments))
+    return gpu.xnor_conv2d(*arguments)
 
 
 @xnor_conv2d.register_vmap
@@ -206,7 +212,8 @@ def xnor_linear(
         None if scale is None else scale.view(n, 1, 1, 1),
         channels,
     )
-    return y.view(n, d)
+    result: Tensor = y.view(n, d)
+    return result
 
 
 def check_rows(x: Tensor, weight: Tensor, live: Tensor | None) -> None:

@@ -62,12 +62,22 @@ struct Places {
     Places(const Shape& s, int most) {
         const auto down = runs(s.oh, s.h, s.kh, s.stride, s.padding);
         const auto across = runs(s.ow, s.w, s.kw, s.stride, s.padding);
-        places.reserve(static_cast<std::size_t>(s.n * s.oh * s.ow));
+        places.resize(static_cast<std::size_t>(s.n * s.oh * s.ow));
         for (const Run& rows : down)
             for (const Run& columns : across) add(s, rows, columns, most);
     }
 
+    const Step* first_step(const Block& block) const {
+        return steps.data() + begins[static_cast<std::size_t>(block.kind)];
+    }
+    std::int64_t length(const Block& block) const {
+        const auto kind = static_cast<std::size_t>(block.kind);
+        return begins[kind + 1] - begins[kind];
+    }
+
   private:
+    std::int64_t filled = 0;
+
     void add(const Shape& s, const Run& rows, const Run& columns, int most) {
         const auto kind = static_cast<int>(taps.size());
         taps.emplace_back();
@@ -78,17 +88,18 @@ struct Places {
                     steps.push_back({(i * s.w + j) * s.words + k, (i * s.kw + j) * s.words + k});
             }
         begins.push_back(static_cast<std::int64_t>(steps.size()));
-        const auto first = static_cast<std::int64_t>(places.size());
+        const std::int64_t first = filled;
+        Place* next = places.data() + filled;
         for (std::int64_t n = 0; n < s.n; ++n)
             for (std::int64_t i = rows.first; i < rows.last; ++i) {
                 const std::int64_t line = (n * s.h + i * s.stride - s.padding) * s.w - s.padding;
                 for (std::int64_t j = columns.first; j < columns.last; ++j)
-                    places.push_back(
-                        {(line + j * s.stride) * s.words, (n * s.oh + i) * s.ow + j});
+                    *next++ = {(line + j * s.stride) * s.words, (n * s.oh + i) * s.ow + j};
             }
-        const auto last = static_cast<std::int64_t>(places.size());
-        for (std::int64_t p = first; p < last; p += most)
-            blocks.push_back({p, static_cast<int>(std::min<std::int64_t>(most, last - p)), kind});
+        filled = next - places.data();
+        blocks.reserve(blocks.size() + static_cast<std::size_t>((filled - first) / most + 1));
+        for (std::int64_t p = first; p < filled; p += most)
+            blocks.push_back({p, static_cast<int>(std::min<std::int64_t>(most, filled - p)), kind});
     }
 };
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from wiring.errors import WiringError
 from wiring.kernels.backends import native, threads
 from wiring.kernels.bitpack import pack_signs, words
-from wiring.kernels.bitpack.op import layout
-from wiring.kernels.xnor_conv2d.bwn import bwn_conv2d
+from wiring.kernels.bitpack.layout import layout
+from wiring.kernels.xnor_conv2d.bwn import bwn_conv2d, check_image, signed_sums
 from wiring.kernels.xnor_conv2d.op import xnor_conv2d
 from wiring.kernels.xnor_conv2d.shapes import (
     Panels,
@@ -26,8 +30,8 @@ _native = native("xnor_conv2d")
 class PreparedXnor:
     """y = alpha · Σ_live sign(w) sign(x) [· scale] of float inputs or of packed ones.
 
-    Takes what `xnor_conv2d` takes; on a CPU it calls the compiled kernel directly. Keeps the
-    words themselves only where there is no such kernel.
+    Takes what `xnor_conv2d` takes; on a CPU it calls the compiled kernel directly, and keeps the
+    weights in that kernel's order alone.
     """
 
     def __init__(
@@ -43,51 +47,53 @@ class PreparedXnor:
         check_weights(weight, live, alpha, channels)
         self.channels, self.stride, self.padding = channels, stride, padding
         self.filters = (weight.shape[0], weight.shape[1], weight.shape[2])
-        self._panels: Panels | None = None
-        self._words: tuple[Tensor, Tensor | None, Tensor] | None = None
         kernel = _native() if weight.device.type == "cpu" else None
-        if kernel is None:
-            self._words = (weight, live, alpha)
-        else:
-            self._panels = prepare(kernel, weight, live, alpha, channels)
-            self._addresses = self._panels.addresses
+        self._weights: Panels | tuple[Tensor, Tensor | None, Tensor] = (weight, live, alpha)
+        if kernel is not None:
+            self._weights = prepare(kernel, weight, live, alpha, channels)
+            self._addresses = self._weights.addresses
 
     def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """x float32 [N, channels, H, W], any memory format; returns [N, D, H', W'],
+        """x float [N, channels, H, W], any memory format; returns float32 [N, D, H', W'],
         channels_last. Raises WiringError for another shape."""
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise WiringError(f"this layer takes [N, {self.channels}, H, W], got {list(x.shape)}")
-        if self._panels is None or x.dtype != torch.float32:
+        kernel = self._kernel()
+        if kernel is None or x.dtype != torch.float32:
             return self.packed(pack_signs(x), scale)
         x, planes = layout(x)
-        return self._run("xnor_floats", (x.data_ptr(), planes), x, x.shape[2:], scale)
+        return self._run(kernel.xnor_floats, (x.data_ptr(), planes), x.shape[0], x.shape[2:], scale)
 
     def packed(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """The same from int64 words [N, H, W, ⌈channels/64⌉]."""
-        check_packed("input words", x, words(self.channels), self.channels)
-        if self._words is not None:
-            weight, live, alpha = self._words
+        kernel = self._kernel()
+        if kernel is None:
+            kept = self._weights
+            words_ = kept.words(self.filters) if isinstance(kept, Panels) else kept
             settings = (self.channels, self.stride, self.padding)
-            return xnor_conv2d(x, weight, live, alpha, scale, *settings)
+            return cast(Tensor, xnor_conv2d(x, *words_, scale, *settings))
+        check_packed("input words", x, words(self.channels), self.channels)
         x = x.contiguous()
-        return self._run("xnor", (x.data_ptr(),), x, x.shape[1:3], scale)
+        return self._run(kernel.xnor, (x.data_ptr(),), x.shape[0], x.shape[1:3], scale)
+
+    def _kernel(self) -> ModuleType | None:
+        return _native() if isinstance(self._weights, Panels) else None
 
     def _run(
         self,
-        name: str,
+        function: Callable[..., None],
         inputs: tuple[int, ...],
-        x: Tensor,
+        n: int,
         size: torch.Size,
         scale: Tensor | None,
     ) -> Tensor:
-        kernel = _native()
-        n, (h, w), (d, kh, kw) = x.shape[0], size, self.filters
+        (h, w), (d, kh, kw) = size, self.filters
         height = output_size(h, kh, self.stride, self.padding)
         width = output_size(w, kw, self.stride, self.padding)
-        result = torch.empty(n, height, width, d)
         check_scale(scale, n, height, width)
+        result = torch.empty(n, height, width, d)
         factors = None if scale is None else scale.contiguous()
-        getattr(kernel, name)(
+        function(
             *inputs,
             *self._addresses,
             0 if factors is None else factors.data_ptr(),
@@ -116,10 +122,23 @@ class PreparedBwn:
     ) -> None:
         check_weights(weight, live, alpha, channels)
         self.channels, self.stride, self.padding = channels, stride, padding
-        self._words = (weight, live, alpha)
+        self.filters = (weight.shape[0], weight.shape[1], weight.shape[2])
+        kernel = _native() if weight.device.type == "cpu" else None
+        self._weights: Panels | tuple[Tensor, Tensor | None, Tensor] = (weight, live, alpha)
+        if kernel is not None and live is None:
+            self._weights = prepare(kernel, weight, None, alpha, channels)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x float32 [N, channels, H, W], any memory format; returns [N, D, H', W'],
+        """x float [N, channels, H, W], any memory format; returns its type [N, D, H', W'],
         channels_last. Raises WiringError for another shape."""
+        check_image(x)
+        if x.shape[1] != self.channels:
+            raise WiringError(f"this layer takes [N, {self.channels}, H, W], got {list(x.shape)}")
+        kept, settings = self._weights, (self.stride, self.padding)
+        if isinstance(kept, Panels):
+            run = signed_sums(_native(), x, self.filters, *settings)
+            if run is not None:
+                return run(kept.sign.data_ptr(), kept.alpha.data_ptr())
+            kept = kept.words(self.filters)
         with torch.no_grad():
-            return bwn_conv2d(x, *self._words, self.stride, self.padding)
+            return cast(Tensor, bwn_conv2d(x, *kept, *settings))

@@ -1,4 +1,4 @@
-"""What packed convolutions share: the checks of their shapes, and weights as the kernel reads them."""
+"""What packed convolutions share: checks of shapes, and weights in the kernel's order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from wiring.errors import WiringError
 from wiring.kernels.bitpack import words
-
-Sizes = tuple[int, int, int, int, int, int, int, int, int]
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -84,6 +82,17 @@ class Panels:
             0 if bits is None else bits.data_ptr(),
             self.alpha.data_ptr(),
         )
+
+    def words(self, filters: tuple[int, int, int]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(weight words, live words, alpha) again; filters are D, kh, kw."""
+        live = None if self.live is None else _rows(self.live, filters)
+        return _rows(self.sign, filters), live, self.alpha
+
+
+def _rows(panels: Tensor, filters: tuple[int, int, int]) -> Tensor:
+    """Panels → words [D, kh, kw, words]."""
+    rows = panels.transpose(1, 2).flatten(0, 1)[: filters[0]]
+    return rows.reshape(*filters, -1)
 
 
 def panels(kernel: ModuleType, packed: Tensor) -> Tensor:
