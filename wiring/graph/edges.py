@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +73,17 @@ class Epilogue:
             return y
 
         return kernel
+
+
+def one_at_a_time(kernel: Kernel) -> Kernel:
+    """For kernels that keep something of the images' size: threads wait for one another."""
+    lock = Lock()
+
+    def call(x: Tensor) -> Tensor:
+        with lock:
+            return kernel(x)
+
+    return call
 
 
 class EdgeOp(nn.Module, ABC):

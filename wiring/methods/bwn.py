@@ -13,7 +13,8 @@ from torch import Tensor
 
 from wiring.cost import Cost
 from wiring.graph.binary import BinaryWeights, binary_weight
-from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel
+from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel, one_at_a_time
+from wiring.kernels.masked_conv2d import PreparedMasked
 from wiring.kernels.xnor_conv2d import PreparedBwn
 
 
@@ -29,16 +30,19 @@ class BinaryWeightNetwork(BinaryWeights):
 
     @torch.no_grad()
     def candidates(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
-        """The weight as bits and scales, or unpacked once."""
+        """The weight as bits and scales; unpacked once; or the live edges alone, unpacked."""
         words, mask, alpha, channels = self.packed_weight(live, [live.shape[1]])
         steps = {"stride": self.stride, "padding": self.padding}
         alpha = epilogue.scaled(alpha)
         weight = epilogue.scaled(binary_weight(self.weight, live, live, "exact"))
-        convolve = partial(F.conv2d, weight=weight, bias=epilogue.shift, **steps)
+        shift, relu = epilogue.shift, epilogue.relu
+        convolve = partial(F.conv2d, weight=weight, bias=shift, **steps)
+        sparse = PreparedMasked(weight, live, shift=shift, relu=relu, **steps)
         packed = PreparedBwn(words, mask, alpha, channels, **steps)
         return {
             "packed": epilogue.unscaled().after(packed, fresh=True),
-            "conv": Epilogue(relu=epilogue.relu).after(convolve, fresh=True),
+            "conv": Epilogue(relu=relu).after(convolve, fresh=True),
+            "sparse": one_at_a_time(sparse),
         }
 
     def cost(self, live: Tensor, positions: int) -> Cost:

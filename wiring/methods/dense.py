@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from threading import Lock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wiring.cost import Cost
-from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel
+from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel, one_at_a_time
 from wiring.kernels.masked_conv2d import PreparedMasked, masked_conv2d
 
 
@@ -36,7 +35,7 @@ class Dense(EdgeOp):
         convolve = partial(F.conv2d, bias=shift, stride=stride, padding=padding)
         relu = Epilogue(relu=epilogue.relu)
         return {
-            "sparse": _one_at_a_time(sparse),
+            "sparse": one_at_a_time(sparse),
             "conv": relu.after(partial(convolve, weight=weight), fresh=True),
             "conv channels_last": relu.after(partial(convolve, weight=last), fresh=True),
         }
@@ -48,14 +47,3 @@ class Dense(EdgeOp):
             additions=edges * positions,
             weight_bits=edges * WEIGHT_BITS,
         )
-
-
-def _one_at_a_time(kernel: Kernel) -> Kernel:
-    """`PreparedMasked` moves its offsets when images change in size; no other call may look on."""
-    lock = Lock()
-
-    def call(x: Tensor) -> Tensor:
-        with lock:
-            return kernel(x)
-
-    return call

@@ -38,9 +38,9 @@ void pack_panel(const float* weight, const Layer& layer, std::int64_t d, float* 
     const std::int64_t depth = layer.depth(), taps = layer.taps();
     const std::int64_t rows = std::min<std::int64_t>(panel_width, layer.destinations - d);
     const float* from = weight + d * depth;
-    if (taps == 1) return transpose(from, depth, rows, depth, to, panel_width);
+    if (taps == 1) return transpose<true>(from, depth, rows, depth, to, panel_width);
     for (std::int64_t s = 0; s < layer.sources; ++s)
-        transpose(from + s * taps, depth, rows, taps, to + s * panel_width,
+        transpose<true>(from + s * taps, depth, rows, taps, to + s * panel_width,
                   layer.sources * panel_width);
 }
 

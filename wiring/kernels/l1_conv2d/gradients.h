@@ -168,7 +168,7 @@ void pack_sources(const float* weight, const std::uint8_t* live, const Layer& la
             if (some < panel_width) std::fill_n(panel, taps * step, 0.0f);
             for (std::int64_t d = 0; d < layer.destinations; ++d) {
                 const std::int64_t from = (d * layer.sources + first) * taps;
-                transpose(weight + from, taps, some, taps, panel + d * panel_width, step);
+                transpose<true>(weight + from, taps, some, taps, panel + d * panel_width, step);
                 if (!live) continue;
                 for (std::int64_t lane = 0; lane < panel_width; ++lane)
                     for (std::int64_t tap = 0; tap < taps; ++tap)
