@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from wiring.compiled.tuning import machine, measure, with_threads
 from wiring.errors import DataError, WiringError
 from wiring.graph.measure import total_cost
 from wiring.network import Network
+from wiring.quantize import quantize_adder
 from workers.data import load_data
-from workers.evaluate import check_fits, load_trained
+from workers.evaluate import check_fits, evaluate, evaluation_batch, load_trained
 from workers.spec import TrialSpec
 
 OUTPUT = "compiled.safetensors"
@@ -27,19 +29,31 @@ TOLERANCE = 1e-2  # of the largest score
 
 @torch.no_grad()
 def optimize_run(
-    directory: Path, output: Path | None = None, *, batch: int = 1, threads: int | None = None
+    directory: Path,
+    output: Path | None = None,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    uint8: bool = False,
 ) -> dict[str, Any]:
     """Compile the best network of a trial for batches of `batch`, and report what came of it.
 
     The report holds `file`, `bytes`, `cost_bits` (weights and live edges), `layout`, `machine`,
     `images` (validation or random), `max_difference` of the class scores to eager evaluation and
     `largest_score`, `eager_ms` and `compiled_ms` of one batch, and `choices` with the µs of every
-    form of every bundle. Raises StudyError or CheckpointError for a trial that left no network,
-    and WiringError, without writing, where the compiled one computes something else.
+    form of every bundle. With `uint8`, adder edges compute in bytes, calibrated on training
+    images, and `accuracy` holds what that does to the share of validation images that is right.
+
+    Raises StudyError or CheckpointError for a trial that left no network, WiringError, without
+    writing, where the compiled one computes something else or where there is nothing to quantise,
+    and DataError where the images to calibrate on are missing.
     """
     spec, network = load_trained(directory)
     network.eval()
+    accuracy: dict[str, float] = {}
     with with_threads(threads):
+        if uint8:
+            network, accuracy = _quantise(spec, network)
         compiled = compile_network(network, batch=batch)
         source, batches = _images(spec, batch)
         difference, largest = _compare(network, compiled, batches)
@@ -62,8 +76,22 @@ def optimize_run(
         "largest_score": largest,
         "eager_ms": times["eager"] / 1000,
         "compiled_ms": times["compiled"] / 1000,
+        "accuracy": accuracy,
         "choices": [{**asdict(choice), "density": choice.density} for choice in compiled.choices()],
     }
+
+
+def _quantise(spec: TrialSpec, network: Network) -> tuple[Network, dict[str, float]]:
+    """The network in bytes, and the validation accuracy of both by precision."""
+    data = load_data(spec.data.replace(download=False))
+    check_fits(spec.model, data)
+    size = evaluation_batch(spec.train)
+    batches = data.train_batches(0, batch_size=size, seed=spec.seed)
+    calibration = itertools.islice(batches, math.ceil(IMAGES / size))
+    quantised = quantize_adder(network, [x for x, _ in calibration])
+    forms = {"float32": network, "uint8": quantised}
+    accuracy = {name: evaluate(n, data.val_batches(size)).accuracy for name, n in forms.items()}
+    return quantised, accuracy
 
 
 def _images(spec: TrialSpec, batch: int) -> tuple[str, list[Tensor]]:

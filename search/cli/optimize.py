@@ -21,6 +21,9 @@ def optimize(
     threads: Annotated[
         int | None, typer.Option(help="Threads to time with (default: all cores).")
     ] = None,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="Let adder edges compute in bytes; reports accuracies.")
+    ] = False,
     runs: options.Runs = Path("wiring-runs"),
     as_json: options.AsJson = False,
 ) -> None:
@@ -28,7 +31,7 @@ def optimize(
     from search.study import find_trial
     from workers.optimize import optimize_run
 
-    report = optimize_run(find_trial(run, runs), output, batch=batch, threads=threads)
+    report = optimize_run(find_trial(run, runs), output, batch=batch, threads=threads, uint8=uint8)
     if as_json:
         print(json.dumps(report))
     else:
@@ -57,12 +60,15 @@ def _show(report: dict[str, Any]) -> None:
     console.print(table)
     eager, compiled = report["eager_ms"], report["compiled_ms"]
     payload = report["cost_bits"] / 8
-    lines = (
+    lines = [
         f"batch {report['batch']}, {report['threads']} thread(s): eager {eager:.3g} ms, "
         f"compiled {compiled:.3g} ms ({eager / compiled:.3g} times as fast)",
         f"scores differ by at most {report['max_difference']:.3g} (largest: "
         f"{report['largest_score']:.3g}) on {report['images']} images",
         f"{report['file']}: {report['bytes']:,} bytes, of which cost counts {payload:,.0f}",
-    )
+    ]
+    if report["accuracy"]:
+        figures = (f"{name} {share:.2%}" for name, share in report["accuracy"].items())
+        lines.append(f"validation accuracy: {', '.join(figures)}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -117,6 +117,18 @@ def test_spread_and_shifted_inputs_give_the_same() -> None:
         assert torch.equal(instance_norm_depthwise(x, *inputs[1:3], filters, EPS, 1), plain)
 
 
+@pytest.mark.usefixtures("seeded", "instruction_set")
+def test_a_gradient_may_be_a_slice_of_channels() -> None:
+    inputs = [t.requires_grad_() for t in parameters(2, 33, 4, 3)]
+    wide = torch.randn(2, 80, 4, 3).contiguous(memory_format=torch.channels_last)
+    for pull in (wide[:, :33], wide[:, 40:73], wide[:, :66:2], wide[:, :33].contiguous()):
+        sliced, plain = (
+            torch.autograd.grad(instance_norm_depthwise(*inputs, EPS, 1), inputs, grad)
+            for grad in (pull, pull.clone(memory_format=torch.contiguous_format))
+        )
+        assert all(torch.equal(a, b) for a, b in zip(sliced, plain, strict=True))
+
+
 @pytest.mark.parametrize("name", SETS[1:])
 def test_results_do_not_depend_on_the_threads(name: str) -> None:
     with backends.use(name):

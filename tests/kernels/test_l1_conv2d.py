@@ -28,6 +28,7 @@ def magnitude(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
 def check(layer: Layer, y: Tensor, x: Tensor, weight: Tensor, live: Tensor | None) -> None:
     expected = layer.forward(x, weight, live)
     assert y.shape == expected.shape
+    # Measured, not derived: up to 6 on compiled sets, up to 2 on the definition.
     assert ((y - expected).abs() <= 8 * EPS * magnitude(layer, x, weight)).all()
     assert y.permute(0, 2, 3, 1).is_contiguous()
 

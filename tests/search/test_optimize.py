@@ -154,3 +154,29 @@ def test_a_network_that_computes_something_else_is_not_written(
     assert end.code == 1
     assert "scores differ by up to" in end.err
     assert not (runs / "one" / "trials" / "0000" / "compiled.safetensors").exists()
+
+
+def test_adders_in_bytes_are_smaller_and_say_what_that_costs(
+    wiring: Runner, runs: Path, tmp_path: Path
+) -> None:
+    settings = ["--set", "data.limit=200", "--set", "train.batch_size=16"]
+    end = wiring("train", "--op", "adder", "--epochs", "1", "--name", "two", *settings)
+    assert end.code == 0, end.err
+    reports = []
+    for flags in ([], ["--uint8", "--output", "bytes.safetensors"]):
+        end = wiring("optimize", "two", "--json", "--threads", "1", *flags)
+        assert end.code == 0, end.err
+        reports.append(json.loads(end.out))
+    whole, small = reports
+    assert whole["accuracy"] == {}
+    assert set(small["accuracy"]) == {"float32", "uint8"}
+    assert abs(small["accuracy"]["float32"] - small["accuracy"]["uint8"]) < 0.2
+    assert small["bytes"] < whole["bytes"]
+    adders = [op for op in load("bytes.safetensors").choices() if op.op == "adder"]
+    assert adders
+
+
+def test_bytes_without_adders_are_refused(wiring: Runner, runs: Path) -> None:
+    end = wiring("optimize", "one", "--uint8")
+    assert end.code == 1
+    assert end.err == "error: the network has no adder edges in float32 to quantise\n"

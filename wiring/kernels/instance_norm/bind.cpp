@@ -41,11 +41,11 @@ NB_MODULE(_cpu, module) {
         nb::call_guard<nb::gil_scoped_release>());
     module.def(
         "depthwise_gradients",
-        [](Address grad, Address x, Address weight, Address bias, Address filter, std::int64_t n,
-           std::int64_t height, std::int64_t width, std::int64_t channels, std::int64_t stride,
+        [](Address grad, std::int64_t pitch, Address x, Address weight, Address bias,
+           Address filter, std::int64_t n, std::int64_t height, std::int64_t width, std::int64_t channels, std::int64_t stride,
            float eps, Address dx, Address dweight, Address dbias, Address dfilter, int threads) {
             kernels->depthwise_gradients(
-                at<const float>(grad), at<const float>(x), at<const float>(weight),
+                at<const float>(grad), pitch, at<const float>(x), at<const float>(weight),
                 at<const float>(bias), at<const float>(filter),
                 {n, height * width, channels, eps, true}, {height, width, stride}, at<float>(dx),
                 at<float>(dweight), at<float>(dbias), at<float>(dfilter), threads);

@@ -231,8 +231,8 @@ void filter_strip(const float* z, const Window& window, const float (&filter)[ta
 }
 
 // The transpose: adds to dz (with its border, 0 before), and writes the filter's gradient.
-void filter_gradients(const float* grad, const float* z, const Window& window,
-                      const float (&filter)[taps][strip], int width, std::int64_t c, float* dz,
+void filter_gradients(const float* grad, std::int64_t pitch, const float* z, const Window& window,
+                      const float (&filter)[taps][strip], int width, float* dz,
                       float (&dfilter)[taps][strip]) {
     for (int v = 0; v < width; v += Floats::lanes) {
         const int n = std::min(Floats::lanes, width - v);
@@ -245,7 +245,7 @@ void filter_gradients(const float* grad, const float* z, const Window& window,
             for (std::int64_t column = 0; column < window.columns(); ++column) {
                 const std::int64_t corner =
                     (row * (window.width + 2) + column) * window.stride * strip + v;
-                const Floats g = load(grad + (row * window.columns() + column) * c + v, n);
+                const Floats g = load(grad + (row * window.columns() + column) * pitch + v, n);
                 for (int k = 0; k < taps; ++k) {
                     const std::int64_t at = corner + tap(window, k);
                     df[k] = fma(g, Floats::load(z + at), df[k]);
@@ -274,7 +274,7 @@ void depthwise(const float* x, const float* weight, const float* bias, const flo
     });
 }
 
-void depthwise_gradients(const float* grad, const float* x, const float* weight, const float* bias,
+void depthwise_gradients(const float* grad, std::int64_t pitch, const float* x, const float* weight, const float* bias,
                          const float* filter, const Images& images, const Window& window,
                          float* dx, float* dweight, float* dbias, float* dfilter, int threads) {
     const std::int64_t c = images.channels, rows = window.rows(), columns = window.columns();
@@ -294,7 +294,8 @@ void depthwise_gradients(const float* grad, const float* x, const float* weight,
         load_filter(filter, first, width, f);
         activate(x + offset, images, window, width, m, slope, shift, z);
         std::fill_n(dz, size, 0.0f);
-        filter_gradients(grad + image * rows * columns * c + first, z, window, f, width, c, dz, df);
+        filter_gradients(grad + image * rows * columns * pitch + first, pitch, z, window, f, width,
+                         dz, df);
         for (int k = 0; k < taps; ++k)
             for (int i = 0; i < width; ++i)
                 filters[(image * c + first + i) * taps + k] = df[k][i];

@@ -31,8 +31,8 @@ struct Kernels {
     // y [N, height', width', channels]: norm, ReLU, depthwise; filter [channels, 3, 3].
     void (*depthwise)(const float* x, const float* weight, const float* bias, const float* filter,
                       const Images& images, const Window& window, float* y, int threads);
-    // grad like that y; dx like x; dfilter like filter.
-    void (*depthwise_gradients)(const float* grad, const float* x, const float* weight,
+    // grad like that y, its pixels `pitch` >= channels floats apart; dx like x; dfilter like filter.
+    void (*depthwise_gradients)(const float* grad, std::int64_t pitch, const float* x, const float* weight,
                                 const float* bias, const float* filter, const Images& images,
                                 const Window& window, float* dx, float* dweight, float* dbias,
                                 float* dfilter, int threads);

@@ -137,17 +137,27 @@ def _(
     kernel = compiled(grad, x, weight, bias, filters)
     if kernel is None:
         return _backward(grad, x, weight, bias, filters, eps, stride)
-    x, grad = channels_last(x), channels_last(grad)
+    x, (grad, pitch) = channels_last(x), _pitched(grad)
     weight, bias, taps = weight.contiguous(), bias.contiguous(), filters.contiguous()
     dx, dw, db = uninitialised(x, *x.shape), torch.empty_like(weight), torch.empty_like(bias)
     dfilters = torch.empty_like(taps)
     n, c, h, w = x.shape
     kernel.depthwise_gradients(
-        grad.data_ptr(), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), taps.data_ptr(), n, h,
-        w, c, stride, eps, dx.data_ptr(), dw.data_ptr(), db.data_ptr(), dfilters.data_ptr(),
+        grad.data_ptr(), pitch, x.data_ptr(), weight.data_ptr(), bias.data_ptr(), taps.data_ptr(),
+        n, h, w, c, stride, eps, dx.data_ptr(), dw.data_ptr(), db.data_ptr(), dfilters.data_ptr(),
         threads(),
     )  # fmt: skip
     return dx, dw, db, torch.empty_like(filters).copy_(dfilters)
+
+
+def _pitched(grad: Tensor) -> tuple[Tensor, int]:
+    """grad, copied unless it is a slice of a channels_last tensor's channels, and the floats
+    from one pixel to the next: what comes back from concatenated groups is such a slice."""
+    _, c, h, w = grad.shape
+    pitch = grad.stride(3)
+    if pitch >= c and grad.stride() == (h * w * pitch, 1, w * pitch, pitch):
+        return grad, pitch
+    return channels_last(grad), c
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
