@@ -19,24 +19,31 @@ if TYPE_CHECKING:
     from wiring.cost import Cost
     from wiring.errors import WiringError
     from wiring.export import load_exported
+    from wiring.graph.build import build_graph
+    from wiring.graph.dynamic import ContinuousGraph, DiscreteGraph
     from wiring.graph.edges import EDGE_OPS, EDGE_RULES, EdgeOp, EdgeRule
-    from wiring.graph.static import StaticGraph, attach
+    from wiring.graph.neural import NeuralGraph, attach
+    from wiring.graph.static import StaticGraph
     from wiring.graph.topology import Topology
     from wiring.network import ModelSpec, Network, build_network
 
 _HOMES = {
     "CompiledNetwork": "wiring.compiled",
+    "ContinuousGraph": "wiring.graph.dynamic",
     "Cost": "wiring.cost",
+    "DiscreteGraph": "wiring.graph.dynamic",
     "EDGE_OPS": "wiring.graph.edges",
     "EDGE_RULES": "wiring.graph.edges",
     "EdgeOp": "wiring.graph.edges",
     "EdgeRule": "wiring.graph.edges",
     "ModelSpec": "wiring.network",
     "Network": "wiring.network",
+    "NeuralGraph": "wiring.graph.neural",
     "StaticGraph": "wiring.graph.static",
     "Topology": "wiring.graph.topology",
     "WiringError": "wiring.errors",
-    "attach": "wiring.graph.static",
+    "attach": "wiring.graph.neural",
+    "build_graph": "wiring.graph.build",
     "build_network": "wiring.network",
     "compile": "wiring.compiled",
     "load_exported": "wiring.export",
@@ -44,17 +51,21 @@ _HOMES = {
 
 __all__ = [
     "CompiledNetwork",
+    "ContinuousGraph",
     "Cost",
+    "DiscreteGraph",
     "EDGE_OPS",
     "EDGE_RULES",
     "EdgeOp",
     "EdgeRule",
     "ModelSpec",
     "Network",
+    "NeuralGraph",
     "StaticGraph",
     "Topology",
     "WiringError",
     "attach",
+    "build_graph",
     "build_network",
     "compile",
     "load_exported",

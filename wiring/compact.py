@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wiring.errors import WiringError
 from wiring.graph.measure import cut, kept_nodes, last_convolution
-from wiring.graph.static import ScopeWiring, StaticGraph
+from wiring.graph.neural import NeuralGraph, ScopeWiring
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import ModelSpec, Network, build_network
 
@@ -45,6 +45,7 @@ def compact_spec(network: Network, kept: Kept) -> ModelSpec:
         bundles=tuple(_bundle(spec.topology, bundle, kept) for bundle in spec.topology.bundles),
         scopes=tuple(_scope(network.graph, scope, kept) for scope in spec.topology.scopes),
         skips=tuple(_skip(spec.topology, skip, kept) for skip in spec.topology.skips),
+        dynamics=spec.topology.dynamics,
     )
     stem = spec.stem
     if stem.kind == "tiny" and stem.hidden is None:
@@ -71,14 +72,15 @@ def _places(kept: Tensor) -> dict[int, int]:
     return {old: new for new, old in enumerate(kept.nonzero().flatten().tolist())}
 
 
-def _scope(graph: StaticGraph, scope: Scope, kept: Kept) -> Scope:
-    if scope.budget is None:
+def _scope(graph: NeuralGraph, scope: Scope, kept: Kept) -> Scope:
+    if scope.budget is None and scope.limit is None:
         return scope
     wiring = graph.scope(scope.name)
-    return scope.replace(budget=int(_cut_flat(graph, wiring, wiring.live, kept).sum()))
+    live = int(_cut_flat(graph, wiring, wiring.live, kept).sum())
+    return scope.replace(budget=live, limit=None, unusable=0)
 
 
-def _cut_flat(graph: StaticGraph, wiring: ScopeWiring, flat: Tensor, kept: Kept) -> Tensor:
+def _cut_flat(graph: NeuralGraph, wiring: ScopeWiring, flat: Tensor, kept: Kept) -> Tensor:
     """The kept part [E'] of a scope's flat tensor [E]."""
     topology = graph.topology
     parts = wiring.split(flat).items()
@@ -106,9 +108,9 @@ def _stem_state(stem: nn.Sequential, kept: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def _graph_state(graph: StaticGraph, kept: Kept) -> dict[str, Tensor]:
+def _graph_state(graph: NeuralGraph, kept: Kept) -> dict[str, Tensor]:
     topology = graph.topology
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {"_extra_state": graph.get_extra_state()}
     for bundle in topology.bundles:
         rows = kept[bundle.destination].nonzero().flatten()
         columns = torch.cat([kept[name] for name in bundle.sources]).nonzero().flatten()
@@ -120,6 +122,8 @@ def _graph_state(graph: StaticGraph, kept: Kept) -> dict[str, Tensor]:
             state[f"nodes.{group.name}.{name}"] = tensor if whole else tensor[kept[group.name]]
     for scope, wiring in graph.wirings():
         for name, tensor in wiring.state_dict().items():
+            if name == "unusable":
+                continue
             if tensor.shape == wiring.live.shape:
                 tensor = _cut_flat(graph, wiring, tensor, kept)
             elif tensor.dim() > 0:

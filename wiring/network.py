@@ -9,7 +9,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wiring.config import Component, Config
-from wiring.graph.static import StaticGraph
+from wiring.graph.build import build_graph
+from wiring.graph.measure import edge_prices
 from wiring.graph.topology import Topology
 
 
@@ -68,8 +69,10 @@ class Network(nn.Module):
         super().__init__()
         self.spec = spec
         self.stem = _stem(spec)
-        self.graph = StaticGraph(spec.topology, spec.op, spec.rule)
+        self.graph = build_graph(spec.topology, spec.op, spec.rule)
         self.head = _head(spec)
+        if self.graph.wants_prices:
+            self.graph.set_prices(edge_prices(self))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.optim.swa_utils import update_bn
 
 from wiring.errors import CheckpointError, WiringError
 from wiring.graph import measure
-from wiring.graph.static import attach
+from wiring.graph.edges import Phase, clock_at
+from wiring.graph.neural import attach
 from wiring.network import build_network
 from workers.checkpoint import Checkpoint
 from workers.data import ImageData
@@ -33,18 +34,29 @@ class Diverged(Exception):
     """The loss or a weight is no longer finite; the message says where."""
 
 
-def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimiser step `step` (0, 1, …, over all epochs)."""
+def learning_rate(
+    train: TrainConfig, step: int, steps_per_epoch: int, phases: Sequence[Phase] = (Phase("train"),)
+) -> float:
+    """The rate of optimiser step `step` (0, 1, …, over all epochs).
+
+    The schedule, made for all epochs, is run through in every phase, shortened to its share.
+    """
+    every = train.epochs * steps_per_epoch
+    clock = clock_at(step, every, phases)
+    assert clock.phase_end is not None
+    rate = train.lr * phases[clock.phase].lr
+    stretch = every / (clock.phase_end - clock.phase_begin)
+    done = (step - clock.phase_begin) * stretch
     warmup = round(train.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return train.lr * (step + 1) / warmup
+    if done < warmup:
+        return rate * (done + 1) / warmup
     if train.schedule == "cosine":
-        span = max(train.epochs * steps_per_epoch - warmup, 1)
-        return train.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))
+        span = max(every - warmup, 1)
+        return rate * 0.5 * (1 + math.cos(math.pi * (done - warmup) / span))
     if train.schedule == "step":
-        epoch = step // steps_per_epoch
-        return train.lr * train.decay ** sum(m <= epoch for m in train.milestones)
-    return train.lr
+        epoch = int(done // steps_per_epoch)
+        return rate * train.decay ** sum(m <= epoch for m in train.milestones)
+    return rate
 
 
 @dataclass
@@ -68,7 +80,7 @@ class Trainer:
     """A network under training. `epoch` epochs are done, and `step` steps of the next one.
 
     `history` holds the metrics row of every epoch done; `best` the weights of the epoch with the
-    highest validation accuracy (the earliest of equals).
+    highest validation accuracy (the earliest of equals), among those of the rule's last phase.
     """
 
     def __init__(self, spec: TrialSpec, data: ImageData, device: torch.device) -> None:
@@ -85,11 +97,12 @@ class Trainer:
             # gradient hooks that gradients are still scaled.
             fused=not train.mixed_precision,
         )
-        attach(self.network, self.optimizer)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=train.mixed_precision)
         self.steps = data.steps(train.batch_size)
+        attach(self.network, self.optimizer, steps=train.epochs * self.steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.mixed_precision)
         if train.batch_size == 1 or data.counts["train"] == 1:
             _allow_single_values(self.network)
+        self.phases = self.network.graph.phases()
         self.epoch = self.step = self.best_epoch = 0
         self.history: list[Row] = []
         self.best: dict[str, Tensor] = {}
@@ -140,7 +153,7 @@ class Trainer:
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
         train = self.spec.train
-        rate = learning_rate(train, self.global_step, self.steps)
+        rate = learning_rate(train, self.global_step, self.steps, self.phases)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.float16, enabled=train.mixed_precision):
@@ -178,9 +191,10 @@ class Trainer:
         images, size = self.spec.train.calibration_images, evaluation_batch(self.spec.train)
         if images:
             batches = self.data.train_batches(0, batch_size=size, seed=self.spec.seed)
-            update_bn(
-                itertools.islice(batches, math.ceil(images / size)), self.network, self.device
-            )
+            with self.network.graph.settled():
+                update_bn(
+                    itertools.islice(batches, math.ceil(images / size)), self.network, self.device
+                )
 
     def _close_epoch(self, ended: float) -> Row:
         train, sums = self.spec.train, self.sums
@@ -189,13 +203,16 @@ class Trainer:
         if not math.isfinite(validation.loss):
             raise Diverged(f"the validation loss is not finite after epoch {self.epoch + 1}")
         masks, graph = self._masks(), self.network.graph
+        every = train.epochs * self.steps
+        phase = clock_at(self.global_step - 1, every, self.phases).phase
         row: Row = {
             "epoch": self.epoch + 1,
             "train_loss": float(sums.loss) / sums.images,
             "train_accuracy": int(sums.correct) / sums.images,
             "val_loss": validation.loss,
             "val_accuracy": validation.accuracy,
-            "lr": learning_rate(train, self.global_step - 1, self.steps),
+            "lr": learning_rate(train, self.global_step - 1, self.steps, self.phases),
+            "phase": self.phases[phase].name,
             "live_edges": measure.live_edges(graph),
             "swaps": measure.swaps(self.baseline, masks),
             "dead_nodes": measure.dead_nodes(graph),
@@ -205,7 +222,9 @@ class Trainer:
             "epoch_seconds": sums.seconds + time.monotonic() - ended,
             "time": time.time(),
         }
-        if not self.best_epoch or validation.accuracy > self.best_row["val_accuracy"]:
+        final = phase == len(self.phases) - 1
+        best = self.best_row["val_accuracy"] if self.best_epoch else -1.0
+        if final and validation.accuracy > best:
             self.best_epoch = row["epoch"]
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.history.append(row)

@@ -6,7 +6,7 @@ import torch
 
 from wiring.config import Component
 from wiring.graph.edges import EDGE_OPS, EDGE_RULES
-from wiring.graph.static import attach
+from wiring.graph.neural import attach
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, Network, StemSpec, build_network
 

@@ -11,7 +11,7 @@ from wiring.config import Component
 from wiring.errors import WiringError
 from wiring.graph import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.graph.measure import cost_table, dead_nodes, depth, live_edges, total_cost
-from wiring.graph.static import attach
+from wiring.graph.neural import attach
 from wiring.network import HeadSpec, Network, StemSpec, build_network
 
 

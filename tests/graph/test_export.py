@@ -21,7 +21,7 @@ from wiring.export import export, load_exported, pack_live, stored_tensors, unpa
 from wiring.graph import Scope
 from wiring.graph.edges import EDGE_RULES
 from wiring.graph.measure import index_bits, total_cost
-from wiring.graph.static import ScopeWiring
+from wiring.graph.neural import ScopeWiring
 from wiring.network import StemSpec
 
 RULE_AND_OP = [(op, rule) for op in OPS for rule in RULES]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from wiring.config import Component
 from wiring.graph import Bundle, NodeGroup, Scope, Topology
-from wiring.graph.static import StaticGraph, attach
+from wiring.graph.neural import attach
+from wiring.graph.static import StaticGraph
 
 NODES = 192
 EDGES = 3 * NODES**2

@@ -10,7 +10,8 @@ from torch import Tensor
 from wiring.config import Component
 from wiring.errors import TopologyError, UnknownNameError
 from wiring.graph import Bundle, NodeGroup, Scope, Skip, Topology
-from wiring.graph.static import StaticGraph, attach
+from wiring.graph.neural import attach
+from wiring.graph.static import StaticGraph
 from wiring.network import build_network
 
 
@@ -157,7 +158,7 @@ def test_the_forward_pass_leaves_the_wiring_alone() -> None:
         network.graph.op("in-a").weight.neg_().add_(1)
     network(images())
     assert all(torch.equal(before[n], scope.live) for n, scope in network.graph.wirings())
-    network.graph.rewire()
+    network.graph.after_step()
     assert not torch.equal(before["early"], network.graph.scope("early").live)
 
 

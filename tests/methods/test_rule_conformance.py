@@ -9,7 +9,8 @@ from torch import Tensor
 from wiring.config import Component
 from wiring.errors import BudgetError, ConfigError
 from wiring.graph.edges import EDGE_RULES
-from wiring.graph.static import StaticGraph, attach
+from wiring.graph.neural import attach
+from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 
 RULES = EDGE_RULES.names()

@@ -124,7 +124,7 @@ class FakeStudy:
                 weight = network.graph.op(bundle.name).weight
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.add_(noise * weight.std() * 0.6 / epoch)
-        network.graph.rewire()
+        network.graph.after_step()
         self._snapshot(identity, epoch)
         row = metrics_row(network, epoch, int(identity))
         append_line(self.trial(identity) / "metrics.jsonl", row)

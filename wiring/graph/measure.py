@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from wiring.cost import Cost, total
 from wiring.errors import TopologyError
 from wiring.graph.edges import WEIGHT_BITS
-from wiring.graph.nodes import KERNEL
-from wiring.graph.static import StaticGraph
+from wiring.graph.neural import NeuralGraph
+from wiring.graph.nodes import KERNEL, step_name
 from wiring.graph.topology import Bundle, NodeGroup, Topology
 
 Side = tuple[int, int]
@@ -34,14 +34,14 @@ class _Spec(Protocol):
 
 
 class Classifier(Protocol):
-    """Stem, static graph and head, and the side of the image: what a network is measured by."""
+    """Stem, neural graph and head, and the side of the image: what a network is measured by."""
 
     @property
     def spec(self) -> _Spec: ...
     @property
     def stem(self) -> nn.Sequential: ...
     @property
-    def graph(self) -> StaticGraph: ...
+    def graph(self) -> NeuralGraph: ...
     @property
     def head(self) -> nn.Sequential: ...
 
@@ -64,7 +64,7 @@ def source_sizes(topology: Topology, bundle: Bundle) -> list[int]:
 
 
 @torch.no_grad()
-def used_nodes(graph: StaticGraph) -> dict[str, Tensor]:
+def used_nodes(graph: NeuralGraph) -> dict[str, Tensor]:
     """Nodes from which live edges or skips lead to an output node; bool [size] by group."""
     topology, live = graph.topology, graph.live()
     device = next(iter(live.values())).device
@@ -122,24 +122,24 @@ def cut(mask: Tensor, topology: Topology, bundle: Bundle, kept: Mapping[str, Ten
     return mask[kept[bundle.destination]][:, sources]
 
 
-def dead_nodes(graph: StaticGraph) -> int:
+def dead_nodes(graph: NeuralGraph) -> int:
     """How many nodes do not matter to any output."""
     return sum(int((~used).sum()) for used in used_nodes(graph).values())
 
 
-def constant_nodes(graph: StaticGraph) -> int:
+def constant_nodes(graph: NeuralGraph) -> int:
     """How many nodes are used though no path of live edges leads to them from an input."""
     lengths, used = _longest_paths(graph), used_nodes(graph)
     return sum(int((used[name] & (lengths[name] < 0)).sum()) for name in used)
 
 
-def depth(graph: StaticGraph) -> int:
+def depth(graph: NeuralGraph) -> int:
     """Edges on the longest live path from an input to an output node; 0 where there is none."""
     longest = _longest_paths(graph)[graph.topology.output.name]
     return max(0, int(longest.max()))
 
 
-def _longest_paths(graph: StaticGraph) -> dict[str, Tensor]:
+def _longest_paths(graph: NeuralGraph) -> dict[str, Tensor]:
     """Live edges on the longest path from an input to each node, -1 for none; int64 [size]."""
     topology, live = graph.topology, graph.live()
     device = next(iter(live.values())).device
@@ -161,7 +161,7 @@ def _longest_paths(graph: StaticGraph) -> dict[str, Tensor]:
     return longest
 
 
-def live_edges(graph: StaticGraph) -> int:
+def live_edges(graph: NeuralGraph) -> int:
     """How many edges live, over all scopes."""
     return sum(int(scope.live.sum()) for _, scope in graph.wirings())
 
@@ -193,7 +193,7 @@ def convolved(side: Side, kernel: Side, stride: int, padding: int) -> Side:
     return height, width
 
 
-def resolutions(graph: StaticGraph, side: Side) -> dict[str, tuple[Side, ...]]:
+def resolutions(graph: NeuralGraph, side: Side) -> dict[str, tuple[Side, ...]]:
     """Height and width of each group's sum, and after each step of its nodes.
 
     `side` is what the input nodes receive. Raises TopologyError where sums of different
@@ -228,9 +228,9 @@ def resolutions(graph: StaticGraph, side: Side) -> dict[str, tuple[Side, ...]]:
     return sides
 
 
-def _steps(graph: StaticGraph, group: NodeGroup) -> list[str]:
+def _steps(graph: NeuralGraph, group: NodeGroup) -> list[str]:
     """The steps of a group as its readers arranged them."""
-    return [name for name, _ in graph.nodes[group.name].named_children()]
+    return [step_name(name) for name, _ in graph.nodes[group.name].named_children()]
 
 
 def total_cost(network: Classifier) -> Cost:
@@ -281,6 +281,28 @@ def cost_table(network: Classifier) -> list[CostRow]:
         ]
         rows.append(CostRow(f"{name}.index", "index", Cost(index_bits=index_bits(*counts))))
     return rows + _head_rows(network.head, sides[topology.output.name][-1], topology.output.size)
+
+
+@torch.no_grad()
+def edge_prices(network: Classifier) -> dict[str, float]:
+    """What one live edge of each bundle costs on average where all of them live.
+
+    In the unit of the scope's limit; in picojoule where it has none.
+    """
+    graph, topology = network.graph, network.graph.topology
+    image = network.spec.image.side
+    _, side = _stem_rows(network.stem, (image, image), topology.input.size)
+    sides = resolutions(graph, side)
+    prices: dict[str, float] = {}
+    for scope in topology.scopes:
+        unit = "energy" if scope.limit is None else scope.limit.unit
+        for name in scope.bundles:
+            bundle = topology.bundle(name)
+            all_live = torch.ones(topology.weight_shape(bundle), dtype=torch.bool)
+            positions = math.prod(sides[bundle.destination][0])
+            cost = graph.op(name).cost(all_live, positions)
+            prices[name] = float(getattr(cost, unit)) / all_live.numel()
+    return prices
 
 
 def _products(weights: int, positions: int) -> Cost:

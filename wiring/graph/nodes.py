@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from wiring.graph.topology import NodeGroup, Step
+from wiring.graph.topology import NodeGroup
 from wiring.kernels.instance_norm import instance_norm, instance_norm_depthwise
 
 KERNEL = 3
+
+
+class Bias(nn.Module):
+    """A constant per node: [N, size, H, W] to the same."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.view(1, -1, 1, 1)
 
 
 def depthwise(size: int, stride: int) -> nn.Conv2d:
@@ -19,24 +31,44 @@ def depthwise(size: int, stride: int) -> nn.Conv2d:
     )
 
 
-class NodeOp(nn.Sequential):
-    """The steps of one node group, in order; the identity where there are none."""
+def _norm(group: NodeGroup) -> nn.Module:
+    kind = nn.BatchNorm2d if group.norm == "batch" else nn.InstanceNorm2d
+    return kind(group.size, affine=True)
 
-    def __init__(self, group: NodeGroup, steps: Sequence[Step]) -> None:
-        norms: dict[str, type[nn.Module]] = {
-            "batch": nn.BatchNorm2d,
-            "instance": nn.InstanceNorm2d,
-        }
+
+STEPS: dict[str, Callable[[NodeGroup], nn.Module]] = {
+    "norm": _norm,
+    "bias": lambda group: Bias(group.size),
+    "act": lambda group: nn.ReLU(),
+    "tanh": lambda group: nn.Tanh(),
+    "depthwise": lambda group: depthwise(group.size, group.stride),
+    "maxpool": lambda group: nn.MaxPool2d(*_window(group)),
+    "avgpool": lambda group: nn.AvgPool2d(*_window(group)),
+    "pool": lambda group: nn.AdaptiveAvgPool2d(1),
+    "dropout": lambda group: nn.Dropout(group.dropout),
+}
+
+
+def _window(group: NodeGroup) -> tuple[int, int, int]:
+    return group.window.size, group.window.stride, group.window.padding
+
+
+def step_name(module: str) -> str:
+    """The step that a module of a NodeOp stands for: "norm" of "norm" and "norm2"."""
+    return module.rstrip("0123456789")
+
+
+class NodeOp(nn.Sequential):
+    """The steps of one node group, in order; the identity where there are none.
+
+    A step's module has its name; that of a second one, "norm2".
+    """
+
+    def __init__(self, group: NodeGroup, steps: Sequence[str]) -> None:
         super().__init__()
-        for step in steps:
-            if step == "norm":
-                self.add_module(step, norms[group.norm](group.size, affine=True))
-            elif step == "act":
-                self.add_module(step, nn.ReLU())
-            elif step == "depthwise":
-                self.add_module(step, depthwise(group.size, group.stride))
-            else:
-                self.add_module(step, nn.AdaptiveAvgPool2d(1))
+        for place, step in enumerate(steps):
+            count = steps[: place + 1].count(step)
+            self.add_module(step if count == 1 else f"{step}{count}", STEPS[step](group))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, size, H, W]. On a CPU an instance norm takes the ReLU and the depthwise filter

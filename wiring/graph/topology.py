@@ -1,8 +1,9 @@
-"""The shape of a static neural graph as plain data: node groups, edge bundles, wiring scopes.
+"""The shape of a neural graph as plain data: node groups, edge bundles, wiring scopes.
 
-A node is one channel. Nodes that share resolution and function form a *group*; all edges that
-enter a group form a *bundle*; bundles that compete for one edge budget form a *scope* (Wortsman
-2019: one scope per stage). Nothing here is a tensor, and everything goes to JSON and back.
+A node is one channel. Nodes that share resolution and function form a *group*; edges that enter a
+group form *bundles*; bundles that compete for one edge budget form a *scope* (Wortsman 2019: one
+scope per stage). A graph is static (edges run forwards) or, with `dynamics`, runs over time and
+may have cycles. Nothing here is a tensor, and everything goes to JSON and back.
 """
 
 from __future__ import annotations
@@ -13,28 +14,53 @@ import math
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
 from wiring.config import Component, Config
 from wiring.errors import BudgetError, TopologyError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-Step = Literal["norm", "act", "depthwise", "pool"]
+Step = Literal["norm", "bias", "act", "tanh", "depthwise", "maxpool", "avgpool", "pool", "dropout"]
+CostUnit = Literal["multiplications", "energy", "weight_bits"]
+
+
+class Window(Config):
+    """A square pooling window of `size` pixels a side."""
+
+    size: PositiveInt = 2
+    stride: PositiveInt = 2
+    padding: NonNegativeInt = 0
 
 
 class NodeGroup(Config):
     """`size` nodes that apply `steps` to the sum of what they receive.
 
-    `depthwise` is a single-channel 3x3 convolution with `stride`; `pool` averages over the image.
-    A group without steps hands its sum on. `stage` is where pictures place it; `labels` names
-    the nodes of a graph that came from outside.
+    `norm` and `act` (ReLU) or `tanh`; `bias` adds a constant per node; `depthwise` is a
+    single-channel 3x3 convolution with `stride`; `maxpool` and `avgpool` slide `window`; `pool`
+    averages over the image; `dropout` zeroes values with probability `dropout` in training. A
+    step may come twice. A group without steps hands its sum on.
+
+    In a dynamic graph `receive` are steps that make a node's next state (or its change) of the
+    sum, and `steps` what makes a message of a state.
+
+    `stage` is where pictures place it; `labels` names the nodes of a graph that came from outside.
     """
 
     name: Name
     size: PositiveInt
     steps: tuple[Step, ...] = ()
+    receive: tuple[Step, ...] = ()
     norm: Literal["batch", "instance"] = "batch"
     stride: PositiveInt = 1
+    window: Window = Window()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     stage: NonNegativeInt = 0
     labels: tuple[str, ...] | None = None
 
@@ -66,20 +92,47 @@ class Bundle(Config):
         return self
 
 
+class Limit(Config):
+    """A budget in units of cost: at most `amount` of `unit` for all live edges together."""
+
+    unit: CostUnit
+    amount: PositiveFloat
+
+
 class Scope(Config):
-    """Bundles that share one budget of live edges; None keeps every usable edge."""
+    """Bundles that share one budget of live edges; None keeps every usable edge.
+
+    With a `limit` edges compete for a cost instead of a number. `fan_in` says over what the first
+    weights are scaled: the sources of the whole scope, as in a stage of DNW, or each bundle's own,
+    as in a pool over the layers of a network. `unusable` counts entries that compete for the
+    budget and never act: DNW's released code keeps such.
+    """
 
     name: Name
     bundles: tuple[Name, ...] = Field(min_length=1)
     budget: int | None = None
+    limit: Limit | None = None
+    fan_in: Literal["scope", "bundle"] = "scope"
+    unusable: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.limit is not None and self.budget is not None:
+            raise BudgetError(
+                f"scope '{self.name}' has a budget of {self.budget} edges and one of "
+                f"{self.limit.amount:g} {self.limit.unit}; it takes one of them"
+            )
+        return self
 
 
 class Skip(Config):
-    """A fixed identity: destination node i also receives the sum that source node start+i got.
+    """A fixed identity: destination node i also receives what source node start+i has.
 
-    `nodes`, if given, lists the source node of every destination node instead.
+    `carries` is the sum that the source got, or its `value` after its steps. `nodes`, if given,
+    lists the source node of every destination node instead.
     """
 
+    carries: Literal["sum", "value"] = "sum"
     source: Name
     destination: Name
     start: NonNegativeInt = 0
@@ -90,17 +143,53 @@ class Skip(Config):
         return tuple(range(self.start, self.start + size)) if self.nodes is None else self.nodes
 
 
-class Topology(Config):
-    """A static neural graph: `groups` in an order in which every edge runs forwards.
+class Discrete(Config):
+    """T steps of S_v(t) = receive_v(Σ message_uv(steps_u(S_u(t−1)))) (Wortsman 2019, section 2).
 
-    Raises TopologyError for an edge that runs backwards or hangs in the air, and BudgetError
-    for a budget outside 1..usable edges.
+    By default S(0) is what the stem gives at the input nodes, and 0 elsewhere. With `rows` an
+    image is a sequence: S(0) = 0, and at step t the input nodes also receive row t of the image,
+    one node per channel and column.
+    """
+
+    kind: Literal["discrete"] = "discrete"
+    steps: PositiveInt = 5
+    feed: Literal["start", "rows"] = "start"
+
+
+class Continuous(Config):
+    """dS_v/dt = receive_v(Σ message_uv(steps_u(S_u(t)))), t from 0 to `time`, by torchdiffeq.
+
+    `solver` is adaptive (held to `rtol`, `atol`) or has fixed steps of `step_size`. `adjoint`
+    solves backwards in time for the gradient instead of keeping every state.
+    """
+
+    kind: Literal["continuous"] = "continuous"
+    solver: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "euler", "midpoint", "rk4"] = (
+        "dopri5"
+    )
+    time: PositiveFloat = 1.0
+    rtol: PositiveFloat = 1e-3
+    atol: PositiveFloat = 1e-3
+    step_size: PositiveFloat = 0.2
+    adjoint: bool = False
+
+
+Dynamics = Annotated[Discrete | Continuous, Field(discriminator="kind")]
+
+
+class Topology(Config):
+    """A neural graph. A static one lists `groups` in an order in which every edge runs forwards.
+
+    The first group takes the input, the last one is read out. Raises TopologyError for an edge
+    that hangs in the air, or runs backwards in a graph without `dynamics`, and BudgetError for a
+    budget outside 1..usable edges.
     """
 
     groups: tuple[NodeGroup, ...] = Field(min_length=2)
     bundles: tuple[Bundle, ...] = Field(min_length=1)
     scopes: tuple[Scope, ...] = Field(min_length=1)
     skips: tuple[Skip, ...] = ()
+    dynamics: Dynamics | None = None
 
     @property
     def input(self) -> NodeGroup:
@@ -145,9 +234,14 @@ class Topology(Config):
         """The scope's budget, or all usable edges where it has none."""
         return self.usable_edges(scope) if scope.budget is None else scope.budget
 
-    def fan_in(self, scope: Scope) -> int:
-        """Distinct source nodes of the scope times the kernel: one scale for all its weights."""
-        bundles = [self.bundle(name) for name in scope.bundles]
+    def fan_in(self, scope: Scope, bundle: Bundle) -> int:
+        """Source nodes times the kernel, which scales a bundle's first weights.
+
+        Of a scope that shares one scale: its distinct source nodes and its largest kernel.
+        """
+        bundles = [bundle]
+        if scope.fan_in == "scope":
+            bundles = [self.bundle(name) for name in scope.bundles]
         sources = {name for bundle in bundles for name in bundle.sources}
         window = max(math.prod(bundle.kernel) for bundle in bundles)
         return window * sum(self.group(name).size for name in sources)
@@ -195,6 +289,11 @@ class Topology(Config):
                     f"which has {self.group(skip.source).size}"
                 )
         for group in self.groups:
+            if group.receive and self.dynamics is None:
+                raise TopologyError(
+                    f"node group '{group.name}' has steps to receive with; "
+                    "only nodes of a dynamic graph have a state"
+                )
             if group.labels is not None and len(group.labels) != group.size:
                 raise TopologyError(
                     f"node group '{group.name}' has {group.size} nodes, "
@@ -211,7 +310,8 @@ class Topology(Config):
     def _check_forward(
         self, what: str, source: str, destination: str, order: dict[str, int]
     ) -> None:
-        if order[self.group(source).name] >= order[self.group(destination).name]:
+        backwards = order[self.group(source).name] >= order[self.group(destination).name]
+        if backwards and self.dynamics is None:
             raise TopologyError(
                 f"{what} runs backwards: from '{source}' into '{destination}'; "
                 "a static graph has no cycle"

@@ -13,6 +13,7 @@ class CompleteGraph(EdgeRule):
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
     fixed = True
+    keeps_budget = False
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
         return allowed

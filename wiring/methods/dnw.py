@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from wiring.graph.edges import EDGE_RULES, EdgeRule
-from wiring.kernels.select_edges import select_edges
 
 
 @EDGE_RULES.register("dnw")
@@ -19,5 +18,4 @@ class DiscoveringNeuralWirings(EdgeRule):
     learns_dead_edges = True
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
-        chosen: Tensor = select_edges(scores, allowed, self.budget)
-        return chosen
+        return self.strongest(scores, allowed)

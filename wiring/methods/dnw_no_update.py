@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from wiring.graph.edges import EDGE_RULES, EdgeRule
-from wiring.kernels.select_edges import select_edges
 
 
 @EDGE_RULES.register("dnw-no-update")
@@ -15,5 +14,4 @@ class DnwNoUpdate(EdgeRule):
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
-        chosen: Tensor = select_edges(scores, allowed, self.budget)
-        return chosen
+        return self.strongest(scores, allowed)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from wiring.graph.edges import EDGE_RULES, EdgeRule
-from wiring.kernels.select_edges import select_edges
 
 
 @EDGE_RULES.register("random")
@@ -20,5 +19,4 @@ class RandomWiring(EdgeRule):
         if live is not None:
             return live
         drawn = torch.rand(scores.shape, device=scores.device)
-        chosen: Tensor = select_edges(drawn, allowed, self.budget)
-        return chosen
+        return self.strongest(drawn, allowed, per_cost=False)

@@ -246,7 +246,8 @@ class Xnor(BinaryWeights):
         """
         if options.block_order == "as-is" or "norm" not in steps:
             return steps
-        rest = tuple(step for step in steps if step != "norm")
+        last = max(place for place, step in enumerate(steps) if step == "norm")
+        rest = steps[:last] + steps[last + 1 :]
         end = len(rest) - (rest[-1:] == ("pool",))
         return (*rest[:end], "norm", *rest[end:])
 

@@ -1,0 +1,367 @@
+"""What every neural graph has in PyTorch: operators, node functions, scopes with their rules.
+
+The subclasses say how values run through it: `StaticGraph` in one pass, `DiscreteGraph` and
+`ContinuousGraph` over time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from wiring.config import Component
+from wiring.errors import TopologyError, WiringError
+from wiring.graph.edges import (
+    EDGE_OPS,
+    EDGE_RULES,
+    Clock,
+    EdgeOp,
+    EdgeRule,
+    Phase,
+    ScopeEdges,
+    clock_at,
+)
+from wiring.graph.nodes import NodeOp
+from wiring.graph.topology import NodeGroup, Scope, Topology
+
+Select = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class ScopeWiring(nn.Module):
+    """The live and the usable edges of one scope, flat [E], and the rule that chooses.
+
+    `acting`, for rules that drop edges in training, are those of the next step.
+    """
+
+    live: Tensor
+    allowed: Tensor
+    acting: Tensor
+
+    def __init__(self, topology: Topology, scope: Scope, rule: EdgeRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.shapes = {
+            name: torch.Size(topology.weight_shape(topology.bundle(name))) for name in scope.bundles
+        }
+        self.register_buffer("allowed", self._allowed(topology), persistent=False)
+        self.register_buffer("live", torch.zeros(self.allowed.shape, dtype=torch.bool))
+        if rule.drops:
+            self.register_buffer("acting", torch.zeros(self.allowed.shape, dtype=torch.bool))
+        self.unusable: nn.Parameter | None = None
+        if scope.unusable:
+            bound = topology.fan_in(scope, topology.bundle(scope.bundles[0])) ** -0.5
+            self.unusable = nn.Parameter(torch.empty(scope.unusable).uniform_(-bound, bound))
+
+    def _allowed(self, topology: Topology) -> Tensor:
+        """Bool [E]. Where every edge is usable, one byte says so for all of them."""
+        bundles = [topology.bundle(name) for name in self.shapes]
+        if all(bundle.edges is None for bundle in bundles):
+            edges = sum(shape.numel() for shape in self.shapes.values())
+            return torch.ones(1, dtype=torch.bool).expand(edges)
+        masks = []
+        for bundle in bundles:
+            mask = torch.full(self.shapes[bundle.name], bundle.edges is None)
+            if bundle.edges:
+                destination, source = torch.tensor(bundle.edges).T
+                mask[destination, source] = True
+            masks.append(mask.flatten())
+        return torch.cat(masks)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views [D, S, kh, kw] of a flat mask or score, one per bundle."""
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes.values()])
+        return {n: p.view(s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+
+    def learn(self) -> Tensor:
+        """The edges that receive the weight gradient, bool [E]."""
+        return self.rule.learn(self.live, self.allowed)
+
+    def set_prices(self, prices: Mapping[str, float]) -> None:
+        """What a live edge of each bundle costs, for rules that ask."""
+        flat = torch.empty(self.live.shape, device=self.live.device)
+        for name, part in self.split(flat).items():
+            part.fill_(prices[name])
+        self.rule.prices = flat
+
+    def select_first(self, edges: ScopeEdges) -> Tensor:
+        """The edges that live before any training."""
+        return self._chosen(self.rule.select, edges, None)
+
+    def _chosen(self, select: Select, edges: ScopeEdges, live: Tensor | None) -> Tensor:
+        """What a rule selects, with the unusable entries in its pool where the scope has some."""
+        if self.unusable is None:
+            return select(edges.scores(), self.allowed, live)
+        usable = len(self.live)
+        never = torch.zeros(len(self.unusable), dtype=torch.bool, device=self.live.device)
+        scores = torch.cat([edges.scores(), self.unusable.detach().abs()])
+        allowed = torch.cat([self.allowed, ~never])
+        return select(scores, allowed, None if live is None else torch.cat([live, never]))[:usable]
+
+    def update(self, edges: ScopeEdges) -> Tensor | None:
+        """The edges that live after an optimiser step; None for no change."""
+        if self.unusable is None:
+            return self.rule.update(edges)
+        return None if self.rule.fixed else self._chosen(self.rule.select, edges, self.live)
+
+
+class NeuralGraph(nn.Module, ABC):
+    """A topology with an operator on its edges and a rule on its scopes.
+
+    The wiring changes only in `after_step`, which `attach` calls after every optimiser step: a
+    forward pass is a pure function of parameters and buffers.
+    """
+
+    def __init__(self, topology: Topology, op: Component, rule: Component) -> None:
+        super().__init__()
+        self.topology = topology
+        self.ops = nn.ModuleDict()
+        scope_of = {name: scope for scope in topology.scopes for name in scope.bundles}
+        for bundle in topology.bundles:
+            destinations, sources, *_ = topology.weight_shape(bundle)
+            component = bundle.op or op
+            self.ops[bundle.name] = EDGE_OPS.get(component.name)(
+                sources,
+                destinations,
+                kernel=bundle.kernel,
+                stride=bundle.stride,
+                padding=bundle.padding,
+                fan_in=topology.fan_in(scope_of[bundle.name], bundle),
+                options=component.options,
+            )
+        self.nodes = nn.ModuleDict()
+        self._make_nodes()
+        make_rule = EDGE_RULES.get(rule.name)
+        self.scopes = nn.ModuleDict()
+        for scope in topology.scopes:
+            limit = None if scope.limit is None else scope.limit.amount
+            chosen = make_rule(topology.live_edges(scope), rule.options, limit=limit)
+            self.scopes[scope.name] = ScopeWiring(topology, scope, chosen)
+        self.clock = Clock()
+        self._settled = False
+        self._select_first([n for n, w in self.wirings() if w.rule.limit is None])
+
+    def _make_nodes(self) -> None:
+        """Node functions, in the order that the operators that read them want."""
+        for group in self.topology.groups:
+            self.nodes[group.name] = NodeOp(group, self._arranged(group))
+
+    def _arranged(self, group: NodeGroup) -> tuple[str, ...]:
+        """A group's steps before its edges, with a norm where what it receives asks for one."""
+        steps = group.steps
+        for bundle in self.topology.bundles:
+            if group.name in bundle.sources:
+                reader = self.op(bundle.name)
+                steps = reader.arrange(steps, reader.options)
+        writers = [b.name for b in self.topology.bundles if b.destination == group.name]
+        if "norm" not in (*group.receive, *steps) and any(
+            self.op(writer).needs_norm for writer in writers
+        ):
+            steps = ("norm", *steps)
+        return steps
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, inputs, H, W]; returns the output group's nodes, [N, outputs, H', W']."""
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises TopologyError unless x is [N, inputs, H, W]."""
+        size = self.topology.input.size
+        if x.dim() != 4 or x.shape[1] != size:
+            raise TopologyError(f"the graph takes [N, {size}, H, W], got {list(x.shape)}")
+
+    def op(self, bundle: str) -> EdgeOp:
+        """The operator of a bundle."""
+        module = self.ops[bundle]
+        assert isinstance(module, EdgeOp)
+        return module
+
+    def scope(self, name: str) -> ScopeWiring:
+        """The wiring of a scope."""
+        module = self.scopes[name]
+        assert isinstance(module, ScopeWiring)
+        return module
+
+    def wirings(self) -> list[tuple[str, ScopeWiring]]:
+        """(name, wiring) of every scope, in the topology's order."""
+        return [(scope.name, self.scope(scope.name)) for scope in self.topology.scopes]
+
+    def edges(
+        self, wiring: ScopeWiring, optimizer: torch.optim.Optimizer | None = None
+    ) -> ScopeEdges:
+        """A scope's edges as its rule sees them."""
+        ops = [self.op(name) for name in wiring.shapes]
+        return ScopeEdges(ops, wiring.live, wiring.allowed, wiring.rule.prices, optimizer)
+
+    def live(self) -> dict[str, Tensor]:
+        """Edges that live in evaluation by bundle, bool [D, S, kh, kw]."""
+        return {n: m for _, scope in self.wirings() for n, m in scope.split(scope.live).items()}
+
+    def learn(self) -> dict[str, Tensor]:
+        """Edges that learn by bundle, bool [D, S, kh, kw]."""
+        return {n: m for _, scope in self.wirings() for n, m in scope.split(scope.learn()).items()}
+
+    def masks(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(edges that act now, edges that learn) by bundle, both bool [D, S, kh, kw]."""
+        dropping = self.training and not self._settled
+        masks = {}
+        for _, scope in self.wirings():
+            live = scope.acting if dropping and scope.rule.drops else scope.live
+            acting, learn = scope.split(live), scope.split(scope.learn())
+            masks.update({name: (acting[name], learn[name]) for name in acting})
+        return masks
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Inside, the edges of evaluation act in training mode too: for measuring moments."""
+        self._settled = True
+        try:
+            yield
+        finally:
+            self._settled = False
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The stretches that training with this graph's rule consists of."""
+        return self.wirings()[0][1].rule.phases()
+
+    def set_prices(self, prices: Mapping[str, float]) -> None:
+        """What a live edge of each bundle costs, in the unit of the scopes' limits or, for rules
+        that rank by energy, in picojoule. Chooses the first wiring of scopes with a limit."""
+        priced = [n for n, w in self.wirings() if w.rule.limit is not None or w.rule.needs_prices]
+        for name in priced:
+            self.scope(name).set_prices(prices)
+        self._select_first([name for name in priced if self.scope(name).rule.limit is not None])
+
+    @property
+    def wants_prices(self) -> bool:
+        """Whether `set_prices` must be called before the graph is used."""
+        return any(w.rule.limit is not None or w.rule.needs_prices for _, w in self.wirings())
+
+    @torch.no_grad()
+    def _select_first(self, scopes: list[str]) -> None:
+        for name in scopes:
+            wiring = self.scope(name)
+            edges = self.edges(wiring)
+            wiring.live.copy_(wiring.select_first(edges))
+            self._draw(wiring, edges)
+        self._scale_dropout()
+
+    @staticmethod
+    def _draw(wiring: ScopeWiring, edges: ScopeEdges) -> None:
+        if wiring.rule.drops:
+            acting = wiring.rule.act(edges.scores(), wiring.live, wiring.allowed)
+            wiring.acting.copy_(acting)
+
+    @torch.no_grad()
+    def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """What rules and operators do to gradients before an optimiser step."""
+        for _, wiring in self.wirings():
+            if wiring.unusable is not None and wiring.unusable.grad is None:
+                wiring.unusable.grad = torch.zeros_like(wiring.unusable)  # decays all the same
+            wiring.rule.before_step(self.edges(wiring, optimizer))
+        for name, learn in self.learn().items():
+            self.op(name).scale_gradient(learn)
+
+    @torch.no_grad()
+    def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Project the weights, then choose the live edges; call after every optimiser step."""
+        live, learn = self.live(), self.learn()
+        for bundle in self.topology.bundles:
+            self.op(bundle.name).after_step(live[bundle.name], learn[bundle.name])
+        self._set_clock(self.clock.step + 1, self.clock.steps)
+        wirings = [wiring for _, wiring in self.wirings()]
+        edges = [self.edges(wiring, optimizer) for wiring in wirings]
+        type(wirings[0].rule).balance([wiring.rule for wiring in wirings], edges)
+        for wiring, seen in zip(wirings, edges, strict=True):
+            chosen = wiring.update(seen)
+            if chosen is not None:
+                wiring.live.copy_(chosen)
+            self._draw(wiring, seen)
+        self._scale_dropout()
+
+    def _scale_dropout(self) -> None:
+        """Han 2015, eq. 3: D_r = D_0 √(C_r / C_0), C the edges of the bundles behind."""
+        if not any(wiring.rule.scales_dropout for _, wiring in self.wirings()):
+            return
+        live = self.live()
+        for group in self.topology.groups:
+            readers = [b.name for b in self.topology.bundles if group.name in b.sources]
+            usable = sum(live[name].numel() for name in readers)
+            share = sum(int(live[name].sum()) for name in readers) / usable if usable else 1.0
+            for module in self.nodes[group.name].modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = group.dropout * share**0.5
+
+    def begin(self, steps: int | None) -> None:
+        """Say how many optimiser steps training takes. Raises WiringError where a rule must know
+        and nobody does."""
+        for name, wiring in self.wirings():
+            if wiring.rule.scheduled and steps is None:
+                kind = type(wiring.rule).__name__
+                raise WiringError(
+                    f"rule {kind} of scope '{name}' follows a schedule: "
+                    "say attach(..., steps=...), the optimiser steps of the whole training"
+                )
+        self._set_clock(self.clock.step, steps)
+
+    def _set_clock(self, step: int, steps: int | None) -> None:
+        self.clock = clock_at(step, steps, self.phases())
+        for _, wiring in self.wirings():
+            wiring.rule.clock = self.clock
+
+    def get_extra_state(self) -> Tensor:
+        """The optimiser steps done, int64: what schedules go by."""
+        return torch.tensor(self.clock.step)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._set_clock(int(state), self.clock.steps)
+        self._scale_dropout()
+
+
+def attach(
+    module: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int | None = None
+) -> None:
+    """Make an optimiser's step drive every neural graph inside `module`.
+
+    `steps` is how many optimiser steps training takes, for rules that follow a schedule. Call it
+    while the parameters have their first values: rules that rewind go back to those. Raises
+    WiringError for such a rule without `steps`.
+    """
+    graphs = [part for part in module.modules() if isinstance(part, NeuralGraph)]
+    for graph in graphs:
+        graph.begin(steps)
+    first: dict[str, Tensor] = {}
+    if any(phase.rewind for graph in graphs for phase in graph.phases()):
+        first = {name: tensor.detach().clone() for name, tensor in _weights(module).items()}
+
+    def before(*_: object) -> None:
+        for graph in graphs:
+            graph.before_step(optimizer)
+
+    @torch.no_grad()
+    def after(*_: object) -> None:
+        for graph in graphs:
+            graph.after_step(optimizer)
+        begun = [graph.phases()[g.phase] for graph in graphs if (g := graph.clock).begins_phase]
+        if any(phase.rewind for phase in begun):
+            for name, tensor in _weights(module).items():
+                tensor.copy_(first[name])
+        if begun:
+            optimizer.state.clear()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the running moments of norms."""
+    moments = {
+        f"{name}.{key}": buffer
+        for name, part in module.named_modules()
+        if isinstance(part, nn.BatchNorm2d)
+        for key, buffer in part.named_buffers(recurse=False)
+    }
+    return {**dict(module.named_parameters()), **moments}
