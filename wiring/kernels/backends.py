@@ -6,6 +6,7 @@ that runs here, on a GPU the Triton one, and the definition in `op.py` where the
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -134,10 +135,16 @@ def _cpu(op: str) -> Backend:
     return Backend(op, "cpu", True, f"{module.instruction_set()} of {', '.join(sets)}")
 
 
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed. A kernel that then fails to import is an error, not absent."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def _cuda(op: str) -> Backend:
     if importlib.util.find_spec(f"wiring.kernels.{op}.gpu") is None:
         return Backend(op, "cuda", False, "has no Triton kernel; PyTorch's own operations run")
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         return Backend(op, "cuda", False, "Triton is not installed")
     if not torch.cuda.is_available():
         return Backend(op, "cuda", False, "PyTorch finds no CUDA device")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from wiring.errors import WiringError
-from wiring.kernels.backends import native, threads
+from wiring.kernels.backends import has_triton, native, threads
 from wiring.kernels.bitpack.layout import (
     channels_last,
     check_bytes,
@@ -221,10 +221,10 @@ def _on_cuda(operation: Any, name: str, definition: Callable[..., Tensor]) -> No
     """On a GPU, the Triton kernel of that name; the definition where Triton is missing."""
 
     def launch(*arguments: Any) -> Any:
-        try:
-            from wiring.kernels.bitpack import gpu
-        except ImportError:
+        if not has_triton():
             return definition(*arguments)
+        from wiring.kernels.bitpack import gpu
+
         return getattr(gpu, name)(*arguments)
 
     operation.register_kernel("cuda")(launch)

@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from wiring.kernels.backends import has_triton
+
 Operation = Callable[..., Tensor]
 
 
@@ -39,13 +41,13 @@ def layer_of(kernel: ModuleType, x: Tensor, weight: Tensor, stride: int, padding
 
 
 def on_gpu(name: str, define: Operation) -> Operation:
-    """The Triton kernel of that name, or the definition where Triton cannot be imported."""
+    """The Triton kernel of that name, or the definition where Triton is not installed."""
 
     def run(*arguments: Any) -> Tensor:
-        try:
-            from wiring.kernels.l1_conv2d import gpu
-        except ImportError:
+        if not has_triton():
             return define(*arguments)
+        from wiring.kernels.l1_conv2d import gpu
+
         return cast(Tensor, getattr(gpu, name)(*arguments))
 
     return run

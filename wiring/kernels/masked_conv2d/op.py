@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import custom_op, impl
 
 from wiring.errors import WiringError
-from wiring.kernels.backends import native, threads
+from wiring.kernels.backends import has_triton, native, threads
 from wiring.kernels.masked_conv2d.definition import (
     check_edges,
     check_gradient,
@@ -239,10 +239,10 @@ def _(
 ) -> Tensor:
     check_edges(weight, ("live", live), ("learn", learn))
     check_image(x, weight, stride, padding)
-    try:
-        from wiring.kernels.masked_conv2d import gpu
-    except ImportError:
+    if not has_triton():
         return dense(x, weight, live, stride, padding)
+    from wiring.kernels.masked_conv2d import gpu
+
     return gpu.masked_conv2d(x, weight, live, learn, stride, padding)
 
 
@@ -253,20 +253,20 @@ def _(
     check_edges(weight, ("live", live))
     check_same(grad, weight)
     check_gradient(grad, weight, check_window(height, width, weight, stride, padding))
-    try:
-        from wiring.kernels.masked_conv2d import gpu
-    except ImportError:
+    if not has_triton():
         return dense_input_gradient(grad, weight, live, height, width, stride, padding)
+    from wiring.kernels.masked_conv2d import gpu
+
     return gpu.masked_conv2d_input_gradient(grad, weight, live, height, width, stride, padding)
 
 
 @masked_conv2d_weight_gradient.register_kernel("cuda")
 def _(grad: Tensor, x: Tensor, learn: Tensor, stride: int, padding: int) -> Tensor:
     check_weight_gradient(grad, x, learn, stride, padding)
-    try:
-        from wiring.kernels.masked_conv2d import gpu
-    except ImportError:
+    if not has_triton():
         return dense_weight_gradient(grad, x, learn, stride, padding)
+    from wiring.kernels.masked_conv2d import gpu
+
     return gpu.masked_conv2d_weight_gradient(grad, x, learn, stride, padding)
 
 

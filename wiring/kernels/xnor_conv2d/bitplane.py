@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from wiring.errors import WiringError
-from wiring.kernels.backends import native, threads
+from wiring.kernels.backends import has_triton, native, threads
 from wiring.kernels.bitpack.layout import BITS, MOST_PLANES, unpack_bits
 from wiring.kernels.xnor_conv2d.shapes import output_size, panels
 
@@ -99,10 +99,10 @@ def _(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
 @bitplane_conv2d.register_kernel("cuda")
 def _(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
     _sizes(x, weight, stride, padding)
-    try:
-        from wiring.kernels.xnor_conv2d import gpu
-    except ImportError:
+    if not has_triton():
         return _definition(x, weight, stride, padding)
+    from wiring.kernels.xnor_conv2d import gpu
+
     return gpu.bitplane_conv2d(x, weight, stride, padding)
 
 

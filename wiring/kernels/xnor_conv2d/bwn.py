@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from wiring.errors import WiringError
-from wiring.kernels.backends import native, threads
+from wiring.kernels.backends import has_triton, native, threads
 from wiring.kernels.bitpack.layout import layout
 from wiring.kernels.xnor_conv2d.op import check_rows, weight_signs
 from wiring.kernels.xnor_conv2d.shapes import check_weights, output_size, prepare
@@ -155,10 +155,10 @@ def _(
     padding: int = 0,
 ) -> Tensor:
     _sizes(x, weight, live, alpha, stride, padding)
-    try:
-        from wiring.kernels.xnor_conv2d import gpu
-    except ImportError:
+    if not has_triton():
         return convolve(x, weight, live, alpha, stride, padding)
+    from wiring.kernels.xnor_conv2d import gpu
+
     return gpu.bwn_conv2d(x, weight, live, alpha, stride, padding)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from wiring.errors import WiringError
-from wiring.kernels.backends import native, threads
+from wiring.kernels.backends import has_triton, native, threads
 from wiring.kernels.bitpack import unpack_signs, words
 from wiring.kernels.bitpack.layout import unpack_bits
 from wiring.kernels.xnor_conv2d.shapes import (
@@ -168,10 +168,10 @@ def _(
     padding: int = 0,
 ) -> Tensor:
     _sizes(x, weight, live, alpha, scale, channels, stride, padding)
-    try:
-        from wiring.kernels.xnor_conv2d import gpu
-    except ImportError:
+    if not has_triton():
         return _definition(x, weight, live, alpha, scale, channels, stride, padding)
+    from wiring.kernels.xnor_conv2d import gpu
+
     arguments = (x, weight, live, alpha, scale, channels, stride, padding)
     return gpu.xnor_conv2d(*arguments)
 
