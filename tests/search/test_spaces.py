@@ -70,7 +70,7 @@ def entries(topology: Topology, scope: str) -> int:
     """Size of a scope's matrix: all its destinations times all its sources."""
     [found] = [one for one in topology.scopes if one.name == scope]
     rows = sum(topology.group(topology.bundle(name).destination).size for name in found.bundles)
-    return rows * topology.fan_in(found)
+    return rows * topology.fan_in(found, topology.bundle(found.bundles[0]))
 
 
 # -- mobilenet-graph -----------------------------------------------------------------------
