@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wiring.errors import WiringError
-from wiring.graph.measure import cut, kept_nodes, last_convolution
+from wiring.graph.measure import cut, kept_nodes, last_convolution, node_modules
 from wiring.graph.neural import NeuralGraph, ScopeWiring
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import ModelSpec, Network, build_network
@@ -111,15 +111,19 @@ def _stem_state(stem: nn.Sequential, kept: Tensor) -> dict[str, Tensor]:
 def _graph_state(graph: NeuralGraph, kept: Kept) -> dict[str, Tensor]:
     topology = graph.topology
     state: dict[str, Tensor] = {"_extra_state": graph.get_extra_state()}
+    state.update(graph.named_buffers(recurse=False))
     for bundle in topology.bundles:
         rows = kept[bundle.destination].nonzero().flatten()
         columns = torch.cat([kept[name] for name in bundle.sources]).nonzero().flatten()
         for name, tensor in graph.op(bundle.name).restrict(rows, columns).items():
             state[f"ops.{bundle.name}.{name}"] = tensor
     for group in topology.groups:
-        for name, tensor in graph.nodes[group.name].state_dict().items():
-            whole = tensor.dim() == 0
-            state[f"nodes.{group.name}.{name}"] = tensor if whole else tensor[kept[group.name]]
+        for place, module in node_modules(graph, group).items():
+            for name, tensor in module.state_dict().items():
+                whole = tensor.dim() == 0
+                state[f"nodes.{place}.{name}"] = tensor if whole else tensor[kept[group.name]]
+    for name, tensor in graph.gates.state_dict().items():
+        state[f"gates.{name}"] = tensor
     for scope, wiring in graph.wirings():
         for name, tensor in wiring.state_dict().items():
             if name == "unusable":

@@ -25,6 +25,10 @@ class DataError(WiringError):
     """A data set is missing, broken or unusable."""
 
 
+class SolverError(WiringError):
+    """A differential equation cannot be solved within the tolerances asked for."""
+
+
 class CheckpointError(WiringError):
     """A checkpoint or an exported network is damaged or belongs to something else."""
 

@@ -118,8 +118,9 @@ def _fill(network: Network, tensors: dict[str, Tensor]) -> None:
 
 
 def _float_modules(network: Network) -> dict[str, nn.Module]:
-    """The modules with full-precision parameters: those of the stem, the nodes and the head."""
-    parts = {"stem": network.stem, "nodes": network.graph.nodes, "head": network.head}
+    """The modules with full-precision parameters: stem, nodes, gates of skips, head."""
+    graph = network.graph
+    parts = {"stem": network.stem, "nodes": graph.nodes, "gates": graph.gates, "head": network.head}
     return {
         f"{part}.{name}": module
         for part, parent in parts.items()

@@ -45,10 +45,22 @@ class HeadSpec(Config):
     kind: Literal["linear", "crop", "none"] = "linear"
 
 
+class Pretrained(Config):
+    """First weights from a file at `url` whose SHA-256 begins with `digest`, hexadecimal.
+
+    Without `classifier` the last bundle keeps the weights that the seed gave it.
+    """
+
+    url: str
+    digest: str
+    classifier: bool = True
+
+
 class ModelSpec(Config):
     """Everything that determines a network except its weights.
 
-    `space` and `choices` say where it came from; they are not needed to build it.
+    `space` and `choices` say where it came from; they are not needed to build it. Training starts
+    from `pretrained` weights where there are some; building a network does not fetch them.
     """
 
     space: str
@@ -60,6 +72,7 @@ class ModelSpec(Config):
     head: HeadSpec
     op: Component
     rule: Component
+    pretrained: Pretrained | None = None
 
 
 class Network(nn.Module):

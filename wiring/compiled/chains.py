@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wiring.compiled.program import Builder, is_ambiguous
-from wiring.graph.nodes import normalise
+from wiring.graph.nodes import Bias, normalise
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,10 @@ def add_chain(
             taken = queue[: len(queue) - len(rest)]
             place = builder.add("instance norm", partial(_normalised, module, taken), place)
             queue, owned = rest, True
-        else:
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d | Bias):
+            place = builder.add(type(module).__name__.lower(), module.forward, place)
+            owned = True
+        elif not isinstance(module, nn.Dropout):
             place = builder.add(type(module).__name__.lower(), module.forward, place)
             owned = False
     return place

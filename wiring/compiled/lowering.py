@@ -27,6 +27,7 @@ from wiring.compiled.tuning import Memory, Microseconds, measure
 from wiring.errors import ConfigError, TopologyError
 from wiring.graph.edges import Epilogue
 from wiring.graph.measure import source_sizes
+from wiring.graph.nodes import Bias
 from wiring.graph.topology import Bundle, NodeGroup, Skip
 from wiring.kernels.bitpack import PreparedSigns
 from wiring.network import Network
@@ -121,7 +122,9 @@ class Lowering:
         while signs and split and is_monotone(modules[split - 1]):
             split -= 1
         now, rest = modules[:split], modules[split:]
-        shared = any(skip.source == group.name for skip in self.topology.skips)
+        shared = any(
+            skip.source == group.name and skip.carries == "sum" for skip in self.topology.skips
+        )
         if group is self.topology.input:
             place, owned = self._stem(now, shared, exact)
         else:
@@ -151,19 +154,31 @@ class Lowering:
         Takes from `now` what the only bundle of a group does along with its sums.
         """
         bundles = [b for b in self.topology.bundles if b.destination == group.name]
-        skips = [s for s in self.topology.skips if s.destination == group.name]
-        alone = len(bundles) == 1 and not skips and not shared
+        skips = [
+            (number, skip)
+            for number, skip in enumerate(self.topology.skips)
+            if skip.destination == group.name
+        ]
+        place, owned = self._begin(group)
+        alone = len(bundles) == 1 and not skips and not shared and place < 0
         epilogue = _take_epilogue(now, exact) if alone else Epilogue()
-        place, owned = -1, False
         for bundle in bundles:
             message = self._bundle(bundle, epilogue, exact)
             place, owned = self._plus(place, owned, message, self.builder.is_new(message))
-        for skip in skips:
+        for number, skip in skips:
             carried, new = self._carried(skip, group)
+            if skip.gate:
+                gate = self.graph.gates[str(number)]
+                carried, new = self.builder.add("gate", gate.forward, carried), True
             place, owned = self._plus(place, owned, carried, new)
         if place < 0:
             raise TopologyError(f"node group '{group.name}' receives nothing")
         return place, owned
+
+    def _begin(self, group: NodeGroup) -> tuple[int, bool]:
+        """The place of what a group has before it receives anything, -1 for nothing; whether it
+        is new."""
+        return -1, False
 
     def _plus(self, place: int, owned: bool, other: int, new: bool) -> tuple[int, bool]:
         if place < 0:
@@ -176,8 +191,9 @@ class Lowering:
         return self.builder.add("add", torch.add, place, other), True
 
     def _carried(self, skip: Skip, group: NodeGroup) -> tuple[int, bool]:
-        """The nodes of another group's sum that a skip carries on; whether they are a copy."""
-        place = self.groups[skip.source].total
+        """The nodes of another group that a skip carries on; whether they are a copy."""
+        whole = skip.carries == "sum"
+        place = self.groups[skip.source].total if whole else self._value(skip.source)
         if skip.nodes is not None:
             index = torch.tensor(skip.nodes)
             return self.builder.add(
@@ -316,11 +332,16 @@ class Lowering:
 
 
 def _take_epilogue(modules: list[nn.Module], exact: bool) -> Epilogue:
-    """The first steps that a bundle can take over: a norm unless bits count, and a ReLU."""
+    """The first steps that a bundle can take over: a bias and a norm unless bits count, and a
+    ReLU."""
     scale = shift = None
     relu = False
+    if modules and not exact and isinstance(bias := modules[0], Bias):
+        shift = bias.bias.detach()
+        del modules[0]
     if modules and not exact and isinstance(norm := modules[0], nn.BatchNorm2d):
-        scale, shift = affine(norm)
+        scale, moved = affine(norm)
+        shift = moved if shift is None else moved + scale * shift
         del modules[0]
     if modules and isinstance(modules[0], nn.ReLU):
         modules.pop(0)

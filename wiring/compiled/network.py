@@ -15,6 +15,7 @@ from wiring.compiled.forms import Choice
 from wiring.compiled.lowering import CHANNELS_LAST, LAYOUTS, PLANAR, Lowering
 from wiring.compiled.program import Program
 from wiring.compiled.tuning import Memory, Microseconds, cache_path, measure, with_threads
+from wiring.compiled.unroll import lowering_of
 from wiring.errors import CheckpointError, ConfigError, WiringError
 from wiring.export import exported, load_exported
 from wiring.files import write_atomic
@@ -90,11 +91,13 @@ def compile(
 
     Forms are chosen for images like `example` [N, channels, H, W] (by default `batch` normal
     ones of the spec's shape) and for `threads` threads (by default PyTorch's present number);
-    other batches run all the same. `kernels` names the form of some bundles instead. What was
+    other batches run all the same. `kernels` names the form of some bundles instead. A graph in
+    discrete time is unrolled: copy t of a bundle is `name-t` in the choices. What was
     measured is kept in `cache`, a file (by default one of the user's; False for none).
 
-    Raises WiringError for a network that is not float32 on the CPU and for a kernel that does
-    not compute what its operator does, ConfigError for kernels that are not there.
+    Raises WiringError for a network that is not float32 on the CPU, for a graph in continuous
+    time, and for a kernel that does not compute what its operator does, ConfigError for kernels
+    that are not there.
     """
     parameter = next(network.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
@@ -102,6 +105,7 @@ def compile(
             "compiled networks are float32 on the CPU, got one of "
             f"{parameter.dtype} on {parameter.device}".replace("torch.", "")
         )
+    kind = lowering_of(network)
     small = compact(network).eval()
     unknown = set(kernels or ()) - {bundle.name for bundle in small.spec.topology.bundles}
     if unknown:
@@ -109,7 +113,10 @@ def compile(
     example = _images(small.spec, batch) if example is None else example.detach()
     with with_threads(threads):
         memory = Memory(_path(cache))
-        made = {name: _lower(small, example, name, memory, kernels) for name in _layouts(small)}
+        made = {
+            name: _lower(kind(small, example, name, memory, kernels or {}))
+            for name in _layouts(small)
+        }
         layout, times = _pick(small, example, made, memory)
         memory.save()
     program, choices = made[layout]
@@ -153,14 +160,7 @@ def _layouts(network: Network) -> list[str]:
     return [CHANNELS_LAST] if sensitive else [CHANNELS_LAST, PLANAR]
 
 
-def _lower(
-    network: Network,
-    example: Tensor,
-    layout: str,
-    memory: Memory,
-    kernels: Mapping[str, str] | None,
-) -> tuple[Program, list[Choice]]:
-    lowering = Lowering(network, example, layout, memory, kernels or {})
+def _lower(lowering: Lowering) -> tuple[Program, list[Choice]]:
     return lowering.run(), lowering.choices
 
 

@@ -13,13 +13,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from wiring.graph.nodes import Bias
+
 SIGN_BIT = -(2**31)
 LARGEST = 0x7F7FFFFF  # the bits of the largest finite float32
 
 
 def is_monotone(module: nn.Module) -> bool:
     """Whether a step of evaluation is monotone in each value and looks at nothing else."""
-    return isinstance(module, nn.BatchNorm2d | nn.ReLU)
+    return isinstance(module, nn.BatchNorm2d | nn.ReLU | Bias)
 
 
 def sign_thresholds(

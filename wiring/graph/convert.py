@@ -2,8 +2,9 @@
 
 A node is named "group:index" and carries group, index, stage (and its label); an edge carries its
 bundle, where it is known its weight, and for kernels larger than 1x1 how many positions live and
-which. Skips and edges that are not drawn live on in the
-graph attribute `topology`, which alone says what the topology is.
+which. Bundles of different operators may join the same nodes: then one edge stands for all of
+them, with their names, operators and kernels listed after commas. Skips and edges that are not
+drawn live on in the graph attribute `topology`, which alone says what the topology is.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def to_networkx(
 
     live bool and weights float, both [D, S, kh, kw] by bundle. An edge's `weight` is the signed
     weight of a 1x1 kernel, and the mean magnitude of a larger one's live positions. Raises
-    TopologyError for a weight that is not finite, and where two bundles join the same nodes.
+    TopologyError for a weight that is not finite, and where two bundles of the same operator join
+    the same nodes. Of several operators' weights the largest is told, and all live positions count.
     """
     graph = nx.DiGraph(topology=json.dumps(topology.to_dict(), separators=(",", ":")))
     for group in topology.groups:
@@ -66,13 +68,31 @@ def to_networkx(
         names = _source_names(topology, bundle)
         for destination, source, attributes in _edges(topology, bundle, live, weights):
             edge = (names[source], f"{bundle.destination}:{destination}")
+            if bundle.op is not None:
+                attributes["op"] = bundle.op.name
+            attributes["bundle"] = bundle.name
             if graph.has_edge(*edge):
-                raise TopologyError(
-                    f"bundles '{graph.edges[edge]['bundle']}' and '{bundle.name}' both join "
-                    f"{edge[0]} to {edge[1]}; a graph file holds one edge between two nodes"
-                )
-            graph.add_edge(*edge, bundle=bundle.name, **attributes)
+                attributes = _beside(graph.edges[edge], attributes, edge)
+            graph.add_edge(*edge, **attributes)
     return graph
+
+
+def _beside(
+    there: Mapping[str, Any], other: Mapping[str, Any], edge: tuple[str, str]
+) -> dict[str, Any]:
+    """One edge for those of bundles of different operators."""
+    if "op" not in there or "op" not in other or other["op"] in there["op"].split(","):
+        raise TopologyError(
+            f"bundles '{there['bundle']}' and '{other['bundle']}' both join {edge[0]} to "
+            f"{edge[1]}; a graph file holds one edge of an operator between two nodes"
+        )
+    keys = [key for key in ("bundle", "op", "kernel") if key in other]
+    joined: dict[str, Any] = {key: f"{there[key]},{other[key]}" for key in keys}
+    if "live" in other:
+        joined["live"] = there["live"] + other["live"]
+    if "weight" in other:
+        joined["weight"] = max(there["weight"], other["weight"], key=abs)
+    return joined
 
 
 def _source_names(topology: Topology, bundle: Bundle) -> list[str]:
@@ -158,11 +178,13 @@ def _own_topology(graph: nx.DiGraph, text: Any) -> Topology:
         raise TopologyError(f"node {name} is not both in the graph and in its topology")
     bundles = {bundle.name: bundle for bundle in topology.bundles}
     rows = {name: _Rows(topology, bundle) for name, bundle in bundles.items()}
-    for source, destination, name in graph.edges(data="bundle"):
-        if name not in rows or not rows[name].has(source, destination):
-            raise TopologyError(
-                f"edge {source} to {destination} of bundle {name!r} is not in the graph's topology"
-            )
+    for source, destination, names in graph.edges(data="bundle"):
+        for name in str(names).split(","):
+            if name not in rows or not rows[name].has(source, destination):
+                raise TopologyError(
+                    f"edge {source} to {destination} of bundle {name!r} is not in the graph's "
+                    "topology"
+                )
     return topology
 
 
@@ -199,16 +221,21 @@ def live_from_networkx(graph: nx.DiGraph) -> dict[str, Tensor]:
     }
     rows = {bundle.name: _Rows(topology, bundle) for bundle in topology.bundles}
     for source, destination, data in graph.edges(data=True):
-        mask, row = masks[data["bundle"]], rows[data["bundle"]]
-        positions = math.prod(mask.shape[2:])
-        kernel = data.get("kernel", "1" if positions == 1 else "")
-        if not re.fullmatch(f"[01]{{{positions}}}", str(kernel)):
+        names = data["bundle"].split(",")
+        positions = math.prod(masks[names[0]].shape[2:])
+        known = data.get("kernel", ",".join("1" for _ in names) if positions == 1 else "")
+        kernels = str(known).split(",")
+        if len(kernels) != len(names) or not all(
+            re.fullmatch(f"[01]{{{positions}}}", kernel) for kernel in kernels
+        ):
             raise TopologyError(
                 f"edge {source} to {destination} does not say which of its {positions} positions "
                 f"live: live={data.get('live')!r}, kernel={data.get('kernel')!r}"
             )
-        bits = torch.tensor([bit == "1" for bit in str(kernel)]).view(mask.shape[2:])
-        mask[row.destinations[destination], row.sources[source]] = bits
+        for name, kernel in zip(names, kernels, strict=True):
+            mask, row = masks[name], rows[name]
+            bits = torch.tensor([bit == "1" for bit in kernel]).view(mask.shape[2:])
+            mask[row.destinations[destination], row.sources[source]] = bits
     return masks
 
 

@@ -249,14 +249,18 @@ class Clock:
 
 
 def clock_at(step: int, steps: int | None, phases: Sequence[Phase]) -> Clock:
-    """The clock after `step` of `steps` optimiser steps. The last phase takes what rounding
-    leaves."""
+    """The clock after `step` of `steps` optimiser steps.
+
+    The first and the last phase have at least one step, where there are two; others may have none.
+    """
     if steps is None:
         return Clock(step)
     ends, share = [], 0.0
-    for phase in phases:
+    for phase in phases[:-1]:
         share += phase.share
-        ends.append(round(steps * share / sum(one.share for one in phases)))
+        end = round(steps * share / sum(one.share for one in phases))
+        ends.append(min(max(end, 1), steps - 1))
+    ends.append(steps)
     number = next((n for n, end in enumerate(ends) if step < end), len(ends) - 1)
     return Clock(step, steps, number, 0 if number == 0 else ends[number - 1], ends[number])
 
@@ -357,7 +361,7 @@ class EdgeRule(nn.Module, ABC):
     # Needs to know how long training lasts: `attach(..., steps=...)`.
     scheduled: ClassVar[bool] = False
     # Ends with exactly `budget` live edges; rules with thresholds of their own do not.
-    keeps_budget: ClassVar[bool] = True
+    keeps_budget: bool = True
     # In training other edges act than in evaluation: `act` draws them.
     drops: ClassVar[bool] = False
     # Ranks edges by cost: the network tells it what an edge of each bundle costs.
@@ -387,6 +391,13 @@ class EdgeRule(nn.Module, ABC):
     def parse_options(cls, options: dict[str, Any]) -> Any:
         """Checked options of this rule. Raises ConfigError."""
         return parse(cls.Options, options, where=f"rule {cls.__module__.rpartition('.')[2]}")
+
+    def allocate(self, edges: int) -> None:
+        """Called once by the scope that gets the rule: make the buffers of shape [edges]."""
+
+    def begin(self) -> None:
+        """Called when training is set up, with the clock set. Raises WiringError where the rule
+        cannot do its work in so many steps; by default never."""
 
     def phases(self) -> tuple[Phase, ...]:
         """The stretches that training with this rule consists of; one by default."""
@@ -421,6 +432,11 @@ class EdgeRule(nn.Module, ABC):
         """The edges that receive the weight gradient, bool, a superset of `live`."""
         return allowed if self.learns_dead_edges else live
 
+    def moves(self, live: Tensor, allowed: Tensor) -> Tensor:
+        """The edges whose weights training moves, bool: those that learn, unless a rule takes the
+        gradient of others in `before_step` to look at it only."""
+        return self.learn(live, allowed)
+
     def before_step(self, edges: ScopeEdges) -> None:
         """Called before an optimiser step: gradients may be read and changed; by default left."""
 
@@ -446,7 +462,8 @@ def select_within(
     scores, prices float [E]; allowed bool [E]; returns bool [E]. Raises BudgetError where not one
     edge fits.
     """
-    wanted = scores / prices if per_cost else scores
+    # What costs nothing in this unit comes first, the strongest of it leading.
+    wanted = scores / prices.clamp(min=1e-12) if per_cost else scores
     order = torch.where(allowed, wanted, -torch.inf).sort(descending=True, stable=True).indices
     order = order[: int(allowed.sum())]
     within = prices[order].double().cumsum(0) <= limit

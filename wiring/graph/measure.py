@@ -2,6 +2,8 @@
 
 A node is *used* if a path of live edges, or a skip, leads from it to an output node. A node that
 is not used is dead. A used node that no input reaches is constant: its norm still has a bias.
+
+In a graph over time paths are walks, as `walks` has them, and every edge counts once per pass.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from wiring.cost import Cost, total
-from wiring.errors import TopologyError
+from wiring.errors import BudgetError, TopologyError
+from wiring.graph.dynamic import ContinuousGraph, receiver
 from wiring.graph.edges import WEIGHT_BITS
 from wiring.graph.neural import NeuralGraph
 from wiring.graph.nodes import KERNEL, step_name
-from wiring.graph.topology import Bundle, NodeGroup, Topology
+from wiring.graph.topology import Bundle, Discrete, NodeGroup, Topology
+from wiring.graph.walks import longest_walks, used_in_time
 
 Side = tuple[int, int]
+WINDOWED = ("maxpool", "avgpool")
 
 
 class _Image(Protocol):
@@ -49,8 +54,8 @@ class Classifier(Protocol):
 class CostRow(NamedTuple):
     """One line of a cost table.
 
-    `kind` is stem, edges, norm, depthwise, pool, index or head; `name` begins with the group,
-    bundle or scope it stands for.
+    `kind` is stem, edges, gate, norm, bias, depthwise, pool, avgpool, index or head; `name` begins
+    with the group, bundle or scope it stands for.
     """
 
     name: str
@@ -66,6 +71,8 @@ def source_sizes(topology: Topology, bundle: Bundle) -> list[int]:
 @torch.no_grad()
 def used_nodes(graph: NeuralGraph) -> dict[str, Tensor]:
     """Nodes from which live edges or skips lead to an output node; bool [size] by group."""
+    if graph.topology.dynamics is not None:
+        return used_in_time(graph)
     topology, live = graph.topology, graph.live()
     device = next(iter(live.values())).device
     used = {g.name: torch.zeros(g.size, dtype=torch.bool, device=device) for g in topology.groups}
@@ -129,13 +136,17 @@ def dead_nodes(graph: NeuralGraph) -> int:
 
 def constant_nodes(graph: NeuralGraph) -> int:
     """How many nodes are used though no path of live edges leads to them from an input."""
-    lengths, used = _longest_paths(graph), used_nodes(graph)
+    over_time = graph.topology.dynamics is not None
+    lengths = longest_walks(graph)[1] if over_time else _longest_paths(graph)
+    used = used_nodes(graph)
     return sum(int((used[name] & (lengths[name] < 0)).sum()) for name in used)
 
 
 def depth(graph: NeuralGraph) -> int:
     """Edges on the longest live path from an input to an output node; 0 where there is none."""
-    longest = _longest_paths(graph)[graph.topology.output.name]
+    over_time = graph.topology.dynamics is not None
+    lengths = longest_walks(graph)[0] if over_time else _longest_paths(graph)
+    longest = lengths[graph.topology.output.name]
     return max(0, int(longest.max()))
 
 
@@ -200,6 +211,10 @@ def resolutions(graph: NeuralGraph, side: Side) -> dict[str, tuple[Side, ...]]:
     resolutions meet.
     """
     topology = graph.topology
+    if topology.dynamics is not None:
+        rows = isinstance(topology.dynamics, Discrete) and topology.dynamics.feed == "rows"
+        side = (1, 1) if rows else side
+        return {g.name: (side,) * (1 + len(_steps(graph, g))) for g in topology.groups}
     sides: dict[str, tuple[Side, ...]] = {}
     for group in topology.groups:
         arriving = {side} if group is topology.input else set()
@@ -211,7 +226,7 @@ def resolutions(graph: NeuralGraph, side: Side) -> dict[str, tuple[Side, ...]]:
                     )
         for skip in topology.skips:
             if skip.destination == group.name:
-                arriving.add(sides[skip.source][0])
+                arriving.add(sides[skip.source][0 if skip.carries == "sum" else -1])
         if len(arriving) != 1:
             raise TopologyError(
                 f"node group '{group.name}' receives sums of resolutions {sorted(arriving)}"
@@ -222,6 +237,9 @@ def resolutions(graph: NeuralGraph, side: Side) -> dict[str, tuple[Side, ...]]:
                 steps.append(
                     convolved(steps[-1], (KERNEL, KERNEL), group.stride, padding=KERNEL // 2)
                 )
+            elif step in WINDOWED:
+                size, stride = group.window.size, group.window.stride
+                steps.append(convolved(steps[-1], (size, size), stride, group.window.padding))
             else:
                 steps.append((1, 1) if step == "pool" else steps[-1])
         sides[group.name] = tuple(steps)
@@ -229,8 +247,46 @@ def resolutions(graph: NeuralGraph, side: Side) -> dict[str, tuple[Side, ...]]:
 
 
 def _steps(graph: NeuralGraph, group: NodeGroup) -> list[str]:
-    """The steps of a group as its readers arranged them."""
-    return [step_name(name) for name, _ in graph.nodes[group.name].named_children()]
+    """What a group's nodes do in one pass: their steps as their readers arranged them, behind
+    those that receive."""
+    return [
+        step_name(name)
+        for module in node_modules(graph, group).values()
+        for name, _ in module.named_children()
+    ]
+
+
+def node_modules(graph: NeuralGraph, group: NodeGroup) -> dict[str, nn.Module]:
+    """The modules of a group's nodes, by name in `graph.nodes`, in the order in which they run."""
+    names = [name for name in (receiver(group.name), group.name) if name in graph.nodes]
+    return {name: graph.nodes[name] for name in names}
+
+
+def passes(network: Classifier) -> int:
+    """How often a forward pass runs every edge.
+
+    Where nothing has been solved yet, an adaptive solver's evaluations for one standard normal
+    image are taken.
+    """
+    graph, image = network.graph, network.spec.image.side
+    if graph.passes or not isinstance(graph, ContinuousGraph):
+        return graph.passes
+    inputs = graph.topology.input.size
+    _, side = _stem_rows(network.stem, (image, image), inputs)
+    x = torch.randn(1, inputs, *side, generator=torch.Generator().manual_seed(0))
+    return graph.count_passes(x.to(next(graph.parameters())))
+
+
+def _repeated(cost: Cost, times: int) -> Cost:
+    """The operations `times` over; what weighs does so once."""
+    return Cost(
+        times * cost.multiplications,
+        times * cost.additions,
+        times * cost.xnors,
+        times * cost.lookups,
+        cost.weight_bits,
+        cost.index_bits,
+    )
 
 
 def total_cost(network: Classifier) -> Cost:
@@ -239,26 +295,41 @@ def total_cost(network: Classifier) -> Cost:
 
 
 @torch.no_grad()
-def cost_table(network: Classifier) -> list[CostRow]:
+def cost_table(network: Classifier, *, whole: bool = False) -> list[CostRow]:
     """What one image costs in the network as it would run compacted, part by part.
+
+    With `whole` nodes that no output depends on count like all others: what it costs uncut.
 
     Edges as their operators count them; a batch norm one multiplication and one addition per
     value (its reader may be no product that it folds into) and an instance norm two and three,
-    since its moments belong to the image; 3x3 depthwise nine of each per value; activations
-    nothing; pooling additions only. Norms weigh 64 bits a node, scale and shift.
+    since its moments belong to the image; 3x3 depthwise nine of each per value; a bias an
+    addition per value; a skip's gate a multiplication and an addition per value; pooling by the
+    mean additions only. Comparisons are not counted, be it in a ReLU or in pooling by the maximum,
+    nor are dropout, which evaluation has none of, and the additions that join what several
+    bundles and skips bring. Norms weigh 64 bits a node, scale and shift.
+
+    In a graph over time all of that counts in every pass, and weighs once; a solver's own sums
+    are not counted.
     """
     graph, topology = network.graph, network.graph.topology
-    kept, live = kept_nodes(network), graph.live()
+    live = graph.live()
+    every = {group.name: torch.ones(group.size, dtype=torch.bool) for group in topology.groups}
+    kept = every if whole else kept_nodes(network)
     image = network.spec.image.side
     rows, side = _stem_rows(network.stem, (image, image), int(kept[topology.input.name].sum()))
-    sides = resolutions(graph, side)
+    sides, times = resolutions(graph, side), passes(network)
     for group in topology.groups:
         for bundle in topology.bundles:
             if bundle.destination == group.name:
                 mask = cut(live[bundle.name], topology, bundle, kept)
                 cost = graph.op(bundle.name).cost(mask, math.prod(sides[group.name][0]))
-                rows.append(CostRow(bundle.name, "edges", cost))
+                rows.append(CostRow(bundle.name, "edges", _repeated(cost, times)))
         nodes = int(kept[group.name].sum())
+        for skip in topology.skips:
+            if skip.destination == group.name and skip.gate:
+                values = nodes * math.prod(sides[group.name][0])
+                cost = Cost(values, values, weight_bits=WEIGHT_BITS)
+                rows.append(CostRow(f"{group.name}.{skip.source}", "gate", cost))
         for step, (before, after) in zip(
             _steps(graph, group),
             zip(sides[group.name], sides[group.name][1:], strict=False),
@@ -268,11 +339,15 @@ def cost_table(network: Classifier) -> list[CostRow]:
                 cost = _norm_cost(nodes, math.prod(before), batch=group.norm == "batch")
             elif step == "depthwise":
                 cost = _products(nodes * KERNEL**2, math.prod(after))
+            elif step == "bias":
+                cost = _bias(nodes, math.prod(before))
             elif step == "pool":
                 cost = Cost(additions=nodes * (math.prod(before) - 1))
+            elif step == "avgpool":
+                cost = Cost(additions=nodes * math.prod(after) * (group.window.size**2 - 1))
             else:
                 continue
-            rows.append(CostRow(f"{group.name}.{step}", step, cost))
+            rows.append(CostRow(f"{group.name}.{step}", step, _repeated(cost, times)))
     for name, wiring in graph.wirings():
         living, allowed = wiring.split(wiring.live), wiring.split(wiring.allowed)
         counts = [
@@ -284,10 +359,22 @@ def cost_table(network: Classifier) -> list[CostRow]:
 
 
 @torch.no_grad()
+def edge_positions(network: Classifier) -> dict[str, int]:
+    """The number of pixels at which an edge of each bundle is computed, in all passes together."""
+    graph, topology = network.graph, network.graph.topology
+    image = network.spec.image.side
+    _, side = _stem_rows(network.stem, (image, image), topology.input.size)
+    sides = resolutions(graph, side)
+    times = passes(network)
+    return {b.name: times * math.prod(sides[b.destination][0]) for b in topology.bundles}
+
+
+@torch.no_grad()
 def edge_prices(network: Classifier) -> dict[str, float]:
     """What one live edge of each bundle costs on average where all of them live.
 
-    In the unit of the scope's limit; in picojoule where it has none.
+    In the unit of the scope's limit; in picojoule where it has none, and there for one pass of an
+    adaptive solver. Raises BudgetError for a limit of operations that such a solver may pass.
     """
     graph, topology = network.graph, network.graph.topology
     image = network.spec.image.side
@@ -296,11 +383,16 @@ def edge_prices(network: Classifier) -> dict[str, float]:
     prices: dict[str, float] = {}
     for scope in topology.scopes:
         unit = "energy" if scope.limit is None else scope.limit.unit
+        if scope.limit is not None and unit != "weight_bits" and not graph.passes:
+            raise BudgetError(
+                f"scope '{scope.name}' has a limit of {unit}, which an adaptive solver cannot "
+                "hold: take one with fixed steps, or a limit of weight_bits"
+            )
         for name in scope.bundles:
             bundle = topology.bundle(name)
             all_live = torch.ones(topology.weight_shape(bundle), dtype=torch.bool)
             positions = math.prod(sides[bundle.destination][0])
-            cost = graph.op(name).cost(all_live, positions)
+            cost = _repeated(graph.op(name).cost(all_live, positions), max(1, graph.passes))
             prices[name] = float(getattr(cost, unit)) / all_live.numel()
     return prices
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wiring.config import Component
-from wiring.errors import TopologyError, WiringError
+from wiring.errors import BudgetError, TopologyError, WiringError
 from wiring.graph.edges import (
     EDGE_OPS,
     EDGE_RULES,
@@ -25,7 +25,7 @@ from wiring.graph.edges import (
     ScopeEdges,
     clock_at,
 )
-from wiring.graph.nodes import NodeOp
+from wiring.graph.nodes import Gate, NodeOp
 from wiring.graph.topology import NodeGroup, Scope, Topology
 
 Select = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -49,10 +49,16 @@ class ScopeWiring(nn.Module):
         }
         self.register_buffer("allowed", self._allowed(topology), persistent=False)
         self.register_buffer("live", torch.zeros(self.allowed.shape, dtype=torch.bool))
+        rule.allocate(len(self.live))
         if rule.drops:
             self.register_buffer("acting", torch.zeros(self.allowed.shape, dtype=torch.bool))
         self.unusable: nn.Parameter | None = None
         if scope.unusable:
+            if type(rule).update is not EdgeRule.update:
+                raise WiringError(
+                    f"rule {type(rule).__name__} chooses by more than `select`: the pool of "
+                    f"scope '{scope.name}' cannot have {scope.unusable} unusable entries"
+                )
             bound = topology.fan_in(scope, topology.bundle(scope.bundles[0])) ** -0.5
             self.unusable = nn.Parameter(torch.empty(scope.unusable).uniform_(-bound, bound))
 
@@ -134,6 +140,8 @@ class NeuralGraph(nn.Module, ABC):
             )
         self.nodes = nn.ModuleDict()
         self._make_nodes()
+        gated = [place for place, skip in enumerate(topology.skips) if skip.gate]
+        self.gates = nn.ModuleDict({str(place): Gate() for place in gated})
         make_rule = EDGE_RULES.get(rule.name)
         self.scopes = nn.ModuleDict()
         for scope in topology.scopes:
@@ -157,11 +165,19 @@ class NeuralGraph(nn.Module, ABC):
                 reader = self.op(bundle.name)
                 steps = reader.arrange(steps, reader.options)
         writers = [b.name for b in self.topology.bundles if b.destination == group.name]
-        if "norm" not in (*group.receive, *steps) and any(
+        # A norm behind the activation comes too late: sums of distances are all negative.
+        bends = [place for place, step in enumerate(steps) if step in ("act", "tanh")]
+        first = steps[: bends[0]] if bends else steps
+        if "norm" not in (*group.receive, *first) and any(
             self.op(writer).needs_norm for writer in writers
         ):
             steps = ("norm", *steps)
         return steps
+
+    @property
+    def passes(self) -> int:
+        """How often one forward pass runs every edge; more than once in graphs over time."""
+        return 1
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -204,6 +220,13 @@ class NeuralGraph(nn.Module, ABC):
         """Edges that learn by bundle, bool [D, S, kh, kw]."""
         return {n: m for _, scope in self.wirings() for n, m in scope.split(scope.learn()).items()}
 
+    def _moves(self) -> dict[str, Tensor]:
+        """Edges whose weights training moves by bundle, bool [D, S, kh, kw]."""
+        moves = {n: w.rule.moves(w.live, w.allowed) for n, w in self.wirings()}
+        return {
+            n: m for scope, flat in moves.items() for n, m in self.scope(scope).split(flat).items()
+        }
+
     def masks(self) -> dict[str, tuple[Tensor, Tensor]]:
         """(edges that act now, edges that learn) by bundle, both bool [D, S, kh, kw]."""
         dropping = self.training and not self._settled
@@ -233,12 +256,34 @@ class NeuralGraph(nn.Module, ABC):
         priced = [n for n, w in self.wirings() if w.rule.limit is not None or w.rule.needs_prices]
         for name in priced:
             self.scope(name).set_prices(prices)
-        self._select_first([name for name in priced if self.scope(name).rule.limit is not None])
+        limited = [name for name in priced if self.scope(name).rule.limit is not None]
+        self._select_first(limited)
+        for name in limited:
+            self._check_limit(name)
+
+    def _check_limit(self, name: str) -> None:
+        """Raises BudgetError where a scope's live edges cost more than its limit."""
+        wiring = self.scope(name)
+        rule = wiring.rule
+        if rule.limit is None or rule.prices is None:
+            return
+        if self.clock.phase < len(self.phases()) - 1:
+            return  # rules that train a larger network first keep to it in the end
+        spent = float(rule.prices.double()[wiring.live].sum())
+        if spent > rule.limit * (1 + 1e-6):
+            raise BudgetError(
+                f"the live edges of scope '{name}' cost {spent:g}, its limit is {rule.limit:g}: "
+                f"rule {type(rule).__name__} keeps edges by their number, not by their cost"
+            )
 
     @property
     def wants_prices(self) -> bool:
         """Whether `set_prices` must be called before the graph is used."""
         return any(w.rule.limit is not None or w.rule.needs_prices for _, w in self.wirings())
+
+    def select_anew(self) -> None:
+        """Choose the first wiring again, for weights that came from elsewhere."""
+        self._select_first([name for name, _ in self.wirings()])
 
     @torch.no_grad()
     def _select_first(self, scopes: list[str]) -> None:
@@ -262,23 +307,24 @@ class NeuralGraph(nn.Module, ABC):
             if wiring.unusable is not None and wiring.unusable.grad is None:
                 wiring.unusable.grad = torch.zeros_like(wiring.unusable)  # decays all the same
             wiring.rule.before_step(self.edges(wiring, optimizer))
-        for name, learn in self.learn().items():
-            self.op(name).scale_gradient(learn)
+        for name, moves in self._moves().items():
+            self.op(name).scale_gradient(moves)
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Project the weights, then choose the live edges; call after every optimiser step."""
-        live, learn = self.live(), self.learn()
+        live, moves = self.live(), self._moves()
         for bundle in self.topology.bundles:
-            self.op(bundle.name).after_step(live[bundle.name], learn[bundle.name])
+            self.op(bundle.name).after_step(live[bundle.name], moves[bundle.name])
         self._set_clock(self.clock.step + 1, self.clock.steps)
-        wirings = [wiring for _, wiring in self.wirings()]
+        names, wirings = zip(*self.wirings(), strict=True)
         edges = [self.edges(wiring, optimizer) for wiring in wirings]
         type(wirings[0].rule).balance([wiring.rule for wiring in wirings], edges)
-        for wiring, seen in zip(wirings, edges, strict=True):
+        for name, wiring, seen in zip(names, wirings, edges, strict=True):
             chosen = wiring.update(seen)
             if chosen is not None:
                 wiring.live.copy_(chosen)
+                self._check_limit(name)
             self._draw(wiring, seen)
         self._scale_dropout()
 
@@ -306,6 +352,8 @@ class NeuralGraph(nn.Module, ABC):
                     "say attach(..., steps=...), the optimiser steps of the whole training"
                 )
         self._set_clock(self.clock.step, steps)
+        for _, wiring in self.wirings():
+            wiring.rule.begin()
 
     def _set_clock(self, step: int, steps: int | None) -> None:
         self.clock = clock_at(step, steps, self.phases())

@@ -24,6 +24,17 @@ class Bias(nn.Module):
         return x + self.bias.view(1, -1, 1, 1)
 
 
+class Gate(nn.Module):
+    """x · σ(weight), one number for all of x (Xie 2019, section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.sigmoid()
+
+
 def depthwise(size: int, stride: int) -> nn.Conv2d:
     """One 3x3 kernel per node, no bias: [N, size, H, W] to [N, size, ⌈H/stride⌉, ⌈W/stride⌉]."""
     return nn.Conv2d(

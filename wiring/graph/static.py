@@ -30,13 +30,15 @@ class StaticGraph(NeuralGraph):
                     joined = sources[0] if len(sources) == 1 else torch.cat(sources, dim=1)
                     message = self.ops[bundle.name](joined, *masks[bundle.name])
                     received = message if received is None else received + message
-            for skip in topology.skips:
+            for place, skip in enumerate(topology.skips):
                 if skip.destination == group.name:
                     carried = (sums if skip.carries == "sum" else values)[skip.source]
                     if skip.nodes is None:
                         carried = carried[:, skip.start : skip.start + group.size]
                     else:
                         carried = carried[:, list(skip.nodes)]
+                    if skip.gate:
+                        carried = self.gates[str(place)](carried)
                     received = carried if received is None else received + carried
             if received is None:
                 raise TopologyError(f"node group '{group.name}' receives nothing")

@@ -129,10 +129,12 @@ class Skip(Config):
     """A fixed identity: destination node i also receives what source node start+i has.
 
     `carries` is the sum that the source got, or its `value` after its steps. `nodes`, if given,
-    lists the source node of every destination node instead.
+    lists the source node of every destination node instead. With a `gate` all of it is
+    multiplied by the sigmoid of one learned number (Xie 2019); only static graphs have gates.
     """
 
     carries: Literal["sum", "value"] = "sum"
+    gate: bool = False
     source: Name
     destination: Name
     start: NonNegativeInt = 0
@@ -275,6 +277,11 @@ class Topology(Config):
                 self._check_forward(f"bundle '{bundle.name}'", source, bundle.destination, order)
             self._check_edges(bundle)
         for skip in self.skips:
+            if skip.gate and self.dynamics is not None:
+                raise TopologyError(
+                    f"the skip from '{skip.source}' into '{skip.destination}' has a gate; "
+                    "only skips of a static graph have one"
+                )
             self._check_forward("a skip", skip.source, skip.destination, order)
             size = self.group(skip.destination).size
             if len(skip.reads(size)) != size:
@@ -299,6 +306,8 @@ class Topology(Config):
                     f"node group '{group.name}' has {group.size} nodes, "
                     f"got {len(group.labels)} labels"
                 )
+        if self.dynamics is not None:
+            self._check_resolution()
         for scope in self.scopes:
             usable = self.usable_edges(scope)
             if scope.budget is not None and not 1 <= scope.budget <= usable:
@@ -306,6 +315,31 @@ class Topology(Config):
                     f"live edges of scope '{scope.name}' must be in 1..{usable}, got {scope.budget}"
                 )
         return self
+
+    def _check_resolution(self) -> None:
+        """Nodes that run over time share one resolution, or cycles would shrink the image."""
+        for group in self.groups:
+            pools = {"maxpool", "avgpool", "pool"} & {*group.steps, *group.receive}
+            if pools or group.stride != 1:
+                reason = f"step '{min(pools)}'" if pools else f"a stride of {group.stride}"
+                raise TopologyError(
+                    f"node group '{group.name}' has {reason}; "
+                    "all nodes of a dynamic graph share one resolution"
+                )
+            solved = isinstance(self.dynamics, Continuous)
+            if solved and "dropout" in (*group.steps, *group.receive):
+                raise TopologyError(
+                    f"node group '{group.name}' has step 'dropout'; "
+                    "a differential equation must not change while it is solved"
+                )
+        for bundle in self.bundles:
+            kept = all(2 * bundle.padding == size - 1 for size in bundle.kernel)
+            if bundle.stride != 1 or not kept:
+                raise TopologyError(
+                    f"bundle '{bundle.name}' has kernel {list(bundle.kernel)}, stride "
+                    f"{bundle.stride} and padding {bundle.padding}; "
+                    "all nodes of a dynamic graph share one resolution"
+                )
 
     def _check_forward(
         self, what: str, source: str, destination: str, order: dict[str, int]
