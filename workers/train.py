@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from wiring.errors import CheckpointError, WiringError
-from wiring.graph import measure
+from wiring.graph import measure, telemetry
+from wiring.graph.dynamic import ContinuousGraph
 from wiring.graph.edges import Phase, clock_at
 from wiring.graph.neural import attach
 from wiring.network import build_network
@@ -23,6 +24,7 @@ from workers.checkpoint import Checkpoint
 from workers.data import ImageData
 from workers.device import rng_state, seed_everything, set_rng_state
 from workers.evaluate import evaluate, evaluation_batch
+from workers.pretrained import start_from_pretrained
 from workers.spec import TrainConfig, TrialSpec
 
 Row = dict[str, Any]
@@ -86,7 +88,9 @@ class Trainer:
     def __init__(self, spec: TrialSpec, data: ImageData, device: torch.device) -> None:
         self.spec, self.data, self.device = spec, data, device
         train = spec.train
-        self.network = build_network(spec.model, seed=spec.seed).to(device)
+        network = build_network(spec.model, seed=spec.seed)
+        start_from_pretrained(network, spec.seed)
+        self.network = network.to(device)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=train.lr,
@@ -106,7 +110,7 @@ class Trainer:
         self.epoch = self.step = self.best_epoch = 0
         self.history: list[Row] = []
         self.best: dict[str, Tensor] = {}
-        self.baseline = self._masks()
+        self.births = telemetry.first_births(self._masks())
         self.sums = _Sums.zero(device)
         seed_everything(spec.seed)
 
@@ -203,6 +207,8 @@ class Trainer:
         if not math.isfinite(validation.loss):
             raise Diverged(f"the validation loss is not finite after epoch {self.epoch + 1}")
         masks, graph = self._masks(), self.network.graph
+        before = telemetry.living(self.births)
+        self.births = telemetry.next_births(self.births, masks, self.epoch + 1)
         every = train.epochs * self.steps
         phase = clock_at(self.global_step - 1, every, self.phases).phase
         row: Row = {
@@ -214,7 +220,9 @@ class Trainer:
             "lr": learning_rate(train, self.global_step - 1, self.steps, self.phases),
             "phase": self.phases[phase].name,
             "live_edges": measure.live_edges(graph),
-            "swaps": measure.swaps(self.baseline, masks),
+            "swaps": measure.swaps(before, masks),
+            "swap_rate": telemetry.swap_rate(before, masks),
+            **telemetry.age_summary(self.births, self.epoch + 1),
             "dead_nodes": measure.dead_nodes(graph),
             "depth": measure.depth(graph),
             **measure.total_cost(self.network).to_dict(),
@@ -227,9 +235,11 @@ class Trainer:
         if final and validation.accuracy > best:
             self.best_epoch = row["epoch"]
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        if isinstance(graph, ContinuousGraph):
+            row |= {"nfe": graph.take_mean_nfe(), "val_nfe": graph.passes}
         self.history.append(row)
         self.epoch, self.step = self.epoch + 1, 0
-        self.sums, self.baseline = _Sums.zero(self.device), masks
+        self.sums = _Sums.zero(self.device)
         return row
 
     @property
@@ -262,7 +272,7 @@ class Trainer:
             "model": self.network.state_dict(),
             "best": self.best,
             "optimizer": optimizer,
-            "baseline": self.baseline,
+            "births": self.births,
             "rng": rng_state(),
             "sums": {"loss": self.sums.loss, "correct": self.sums.correct},
         }
@@ -290,7 +300,7 @@ class Trainer:
             )
         self.network.load_state_dict(dict(_section(saved, "model", self.device)))
         self.best = dict(_section(saved, "best", self.device))
-        self.baseline = dict(_section(saved, "baseline", self.device))
+        self.births = dict(_section(saved, "births", self.device))
         parameters = dict(self.network.named_parameters())
         self.optimizer.state.clear()
         for key, value in [

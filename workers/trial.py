@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from wiring.config import Config, parse
-from wiring.errors import CheckpointError
+from wiring.errors import CheckpointError, SolverError
 from wiring.graph.measure import live_edges, total_cost
 from wiring.network import Network, build_network
 from workers.checkpoint import Checkpoints
@@ -102,7 +102,7 @@ def run_trial(
             _write_wiring(trainer, directory)
             save()
             report(row)
-    except Diverged as fault:
+    except (Diverged, SolverError) as fault:
         reason = str(fault)
     checkpoints.check_current()
     resumed_from = saved.step if saved else 0
