@@ -34,6 +34,9 @@ class Space(ABC):
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     Options: ClassVar[type[Config]] = NoOptions
+    # Choices (or the part of their names before a dot) and options that say how many edges live:
+    # a study's budget takes their place.
+    budget_choices: ClassVar[tuple[str, ...]] = ("density", "edges", "width")
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options: Any = parse(self.Options, options, where=f"space {self.name}")

@@ -21,7 +21,7 @@ from search.spaces.base import (
 from wiring.config import Config
 from wiring.errors import TopologyError
 from wiring.graph.convert import from_networkx, read_graph
-from wiring.graph.topology import NodeGroup, Scope, Step, Topology
+from wiring.graph.topology import Discrete, NodeGroup, Scope, Step, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, StemSpec
 
 NODE: tuple[Step, ...] = ("norm", "act", "depthwise")
@@ -41,7 +41,7 @@ class GraphFile(Space):
 
     A 3x3 convolution feeds the nodes without predecessors, a linear layer reads the pooled
     nodes without successors. A graph that was exported from a network keeps that network's
-    groups, scopes and node functions.
+    groups, scopes and node functions, and may have cycles where it runs over time.
     """
 
     name = "graph-file"
@@ -85,12 +85,16 @@ class GraphFile(Space):
                 for scope in brought.scopes
             ),
             skips=brought.skips,
+            dynamics=brought.dynamics,
         )
+        rows = isinstance(brought.dynamics, Discrete) and brought.dynamics.feed == "rows"
         return self.spec(
             values,
             image,
             classes,
-            stem=StemSpec(kind="conv", stride=self.options.stem_stride),
+            stem=StemSpec(kind="identity")
+            if rows
+            else StemSpec(kind="conv", stride=self.options.stem_stride),
             topology=topology,
             head=HeadSpec(kind="linear"),
         )
@@ -98,6 +102,6 @@ class GraphFile(Space):
 
 def _with_steps(group: NodeGroup, brought: Topology) -> NodeGroup:
     """The group with the usual node function, unless the graph says what its nodes do."""
-    if any(one.steps for one in brought.groups):
+    if any(one.steps or one.receive for one in brought.groups):
         return group
     return group.replace(steps=OUTPUT if group is brought.output else NODE)

@@ -46,11 +46,14 @@ class Options(Config):
 
     By default images of at least 64 pixels a side get `full`, smaller ones `quarter`. `width`
     pins the width multiplier of all stages. `small` wires the classifier too, without bias.
+    `pool` is what competes for a stage's budget: its `usable` edges, or as in the `released` code
+    of the paper the whole weight matrix, of which entries that point backwards are never read.
     """
 
     size: Size | None = None
     width: float | None = Field(default=None, gt=0, le=1)
     small: bool = False
+    pool: Literal["usable", "released"] = "usable"
 
 
 @SPACES.register("mobilenet-graph")
@@ -124,7 +127,10 @@ class MobileNetGraph(Space):
                 for layer, name in enumerate(names, start=1)
             ]
             k = budget(stage, values[f"width.s{number}"])
-            scopes.append(Scope(name=f"s{number}", bundles=tuple(names), budget=k))
+            backwards = unusable(stage) if self.options.pool == "released" else 0
+            scopes.append(
+                Scope(name=f"s{number}", bundles=tuple(names), budget=k, unusable=backwards)
+            )
             groups += layers
         if self.options.small:
             features = groups[-1]
@@ -172,3 +178,12 @@ def budget(stage: Stage, width: float) -> int:
     """Live edges of a stage at width multiplier `width` in 0..1, at least 1."""
     pool = stage.inputs * stage.channels + (stage.layers - 1) * stage.channels**2
     return math.ceil(exact(width) ** 2 * pool)
+
+
+def unusable(stage: Stage) -> int:
+    """Entries of a stage's matrix, all layers by all but the last, that run no edge forwards."""
+    entries = stage.channels * stage.layers * (stage.inputs + stage.channels * (stage.layers - 1))
+    edges = (
+        stage.channels * (stage.inputs + stage.channels * layer) for layer in range(stage.layers)
+    )
+    return entries - sum(edges)

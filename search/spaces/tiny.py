@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from search.spaces.base import SPACES, Space, batch_size, common_choices, common_defaults
+from wiring.config import Config
 from wiring.errors import ConfigError
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, StemSpec
@@ -16,6 +17,13 @@ BLOCKS = (32, 192, 192, 192, 192)
 OUTPUTS = 100
 EDGES = 32_000
 SMALLEST_SIDE = 5  # the stem leaves a quarter, and a single pixel cannot be normalised
+
+
+class TinyOptions(Config):
+    """What competes for the edge budget: `usable` edges only, or as in the `released` code of the
+    paper the whole matrix of 800 x 800 weights, more than half of which no pass ever reads."""
+
+    pool: Literal["usable", "released"] = "usable"
 
 
 @SPACES.register("tiny")
@@ -28,6 +36,7 @@ class Tiny(Space):
 
     name = "tiny"
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    Options: ClassVar[type[Config]] = TinyOptions
 
     def choices(self, image: ImageShape) -> dict[str, BaseDistribution]:
         """The edge budget from a quarter to twice the paper's, and the common choices."""
@@ -74,12 +83,13 @@ class Tiny(Space):
             if number
         ]
         bundles.append(Bundle(name="out", sources=(names[-1],), destination="out"))
+        scope = Scope(name="all", bundles=tuple(b.name for b in bundles), budget=values["edges"])
+        if self.options.pool == "released":
+            scope = scope.replace(unusable=sum(BLOCKS) ** 2 - usable_edges())
         topology = Topology(
             groups=(*blocks, out),
             bundles=tuple(bundles),
-            scopes=(
-                Scope(name="all", bundles=tuple(b.name for b in bundles), budget=values["edges"]),
-            ),
+            scopes=(scope,),
             skips=(Skip(source=names[-1], destination="out", start=BLOCKS[-1] - OUTPUTS),),
         )
         return self.spec(
@@ -90,3 +100,9 @@ class Tiny(Space):
             topology=topology,
             head=HeadSpec(kind="crop"),
         )
+
+
+def usable_edges() -> int:
+    """Edges that a forward pass reads: from each block to all later ones, from the last to out."""
+    forward = sum(size * sum(BLOCKS[:place]) for place, size in enumerate(BLOCKS))
+    return forward + BLOCKS[-1] * OUTPUTS
