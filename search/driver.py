@@ -16,6 +16,7 @@ from typing import Any
 from search.algorithms.base import ALGORITHMS
 from search.config import StudyConfig
 from search.console import Watcher, error_console, watch
+from search.figures.logged import write_study_figures, write_trial_figures
 from search.figures.pareto import write_pareto
 from search.figures.wiring import write_artifacts
 from search.spaces.base import SPACES
@@ -23,8 +24,10 @@ from search.study import Study, Trial
 from search.tracking import Mirror, tracking_reachable
 from wiring.config import parse
 from wiring.errors import WiringError
-from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+from wiring.graph.edges import EDGE_RULES
+from wiring.graph.mixed import operators
 from workers.data import DATA, ImageData, load_data
+from workers.evaluate import read_spec
 from workers.spec import TrainConfig
 from workers.trial import run_trial
 
@@ -62,7 +65,7 @@ def check(config: StudyConfig, tracking_uri: str | None) -> None:
     DATA.get(config.data.name)
     parse(TrainConfig, config.train, where="train")
     for op in config.op:
-        EDGE_OPS.get(op.name).parse_options(op.options)
+        operators(op)
     for rule in config.rule:
         EDGE_RULES.get(rule.name).parse_options(rule.options)
     if tracking_uri is not None:
@@ -76,10 +79,12 @@ def drive(
     token_file: Path | None = None,
     tracking_uri: str | None = None,
     max_time: float | None = None,
+    here: bool = False,
 ) -> Outcome:
     """Run what is left of the study and mirror it to MLflow.
 
-    Raises WiringError; whatever happened until then is on disk.
+    `here` runs one trial after the other in this process, without Ray. Raises WiringError;
+    whatever happened until then is on disk.
     """
     begin = time.monotonic()
     with study.locked(), _first_interrupt() as interrupted:
@@ -88,7 +93,7 @@ def drive(
             if study.finished:
                 with _following(study, mirror):
                     observer.status("every trial has ended; sending what MLflow lacks")
-            elif study.kind == "train":
+            elif here or study.kind == "train":
                 data = _prepare(study, observer)
                 with _following(study, mirror):
                     _run_here(study, observer, data, interrupted)
@@ -139,6 +144,7 @@ def _following(study: Study, mirror: Mirror) -> Iterator[None]:
             trained = (trial.directory / "wirings").is_dir()
             if trained and not (trial.directory / "artifacts" / "wiring.html").exists():
                 pool.submit(_try, write_artifacts, trial.directory)
+                pool.submit(_try, write_trial_figures, trial.directory)
 
         for trial in study.trials.values():
             if trial.ended:
@@ -151,6 +157,7 @@ def _following(study: Study, mirror: Mirror) -> Iterator[None]:
             study.on_end.remove(draw)
             if study.front():
                 pool.submit(_try, write_pareto, study.directory)
+                pool.submit(_try, write_study_figures, study.directory)
             pool.shutdown(wait=True)
             mirror.close(FLUSH_DEADLINE_S)
 
@@ -184,10 +191,20 @@ class _Interrupted(Exception):
 def _run_here(
     study: Study, observer: Watcher, data: ImageData, interrupted: Callable[[], bool]
 ) -> None:
-    """The single trial of `wiring train`, in this process."""
-    trial = study.ask()
-    if trial is None:
-        return
+    """One trial after the other, in this process."""
+    while not interrupted() and (trial := study.ask()) is not None:
+        if not _run_trial(study, trial, observer, data, interrupted):
+            return
+
+
+def _run_trial(
+    study: Study,
+    trial: Trial,
+    observer: Watcher,
+    data: ImageData,
+    interrupted: Callable[[], bool],
+) -> bool:
+    """Whether it came to its end."""
     observer.started(trial)
 
     def report(row: dict[str, Any]) -> None:
@@ -200,12 +217,13 @@ def _run_here(
 
     try:
         result = run_trial(
-            study.spec(trial.params), trial.directory, report=report, data=data, progress=progress
+            read_spec(trial.directory), trial.directory, report=report, data=data, progress=progress
         )
     except _Interrupted:
-        return
+        return False
     study.tell(trial, result.state, result=result, reason=result.reason)
     observer.ended(trial)
+    return True
 
 
 @contextlib.contextmanager

@@ -67,6 +67,11 @@ def _common_tags(study: StudyRecords) -> dict[str, str]:
     commit = git_commit()
     if commit:
         tags["mlflow.source.git.commit"] = commit
+    recipe = study.recipe
+    if recipe:
+        tags |= {"wiring.recipe": recipe["recipe"], "wiring.scale": f"{recipe['scale']:g}"}
+        if recipe["published"]:
+            tags["wiring.published"] = f"{recipe['published']['mean']:g}"
     return tags
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from wiring.errors import StudyError
 from workers.files import read_lines
 
+RECIPE = "recipe.json"
+
 Stamp = list[int]
 Row = dict[str, Any]
 
@@ -135,6 +137,12 @@ class StudyRecords:
         return [event for event in self._journal.read() if event["event"] == "tell"]
 
     @property
+    def recipe(self) -> dict[str, Any] | None:
+        """What a study that reproduces a published result says of it (search/reproduce.py)."""
+        path = self.directory / RECIPE
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
     def finished(self) -> bool:
         """Every trial of the study was asked for and has ended."""
         trials = self.trials()
@@ -143,8 +151,9 @@ class StudyRecords:
 
     def files(self) -> list[Path]:
         """The study's own files that a person may want to keep."""
-        names = ("study.json", "front.md", "front.csv", "pareto.png", "pareto.html")
-        return [self.directory / name for name in names if (self.directory / name).exists()]
+        names = ("study.json", RECIPE, "front.md", "front.csv", "pareto.png", "pareto.html")
+        named = [self.directory / name for name in names if (self.directory / name).exists()]
+        return named + visible_files(self.directory / "figures")
 
 
 def visible_files(directory: Path) -> list[Path]:

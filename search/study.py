@@ -24,13 +24,17 @@ from typing import Any, Literal
 from optuna.distributions import CategoricalDistribution
 
 from search.algorithms.base import ALGORITHMS, Algorithm
+from search.budget import apply_budget, budget_of, replaced_choices
 from search.config import StudyConfig
 from search.pareto import pareto_front
 from search.spaces.base import SPACES, Space, narrow, settle
 from wiring.config import parse
 from wiring.errors import StudyError
-from wiring.network import ImageShape
+from wiring.graph.edges import EDGE_OPS
+from wiring.graph.mixed import is_mixed
+from wiring.network import ImageShape, ModelSpec
 from workers.files import append_line, read_lines, write_text
+from workers.latency import predictor
 from workers.spec import TrainConfig, TrialSpec
 from workers.trial import TrialResult
 
@@ -79,6 +83,7 @@ class Study:
         self.on_end: list[Callable[[Trial], None]] = []
         self._image: ImageShape | None = None
         self._algorithm: Algorithm | None = None
+        self._bought: dict[str, ModelSpec] = {}
 
     # -- on disk ---------------------------------------------------------------------------
 
@@ -97,7 +102,7 @@ class Study:
             "kind": kind,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": config.to_dict(),
-            "digest": _digest(config),
+            "digest": _digest(config.to_dict()),
         }
         try:
             (directory / "trials").mkdir(parents=True, exist_ok=True)
@@ -124,7 +129,7 @@ class Study:
         if missing:
             raise StudyError(f"{path} is half-written: it has no '{min(missing)}'")
         config = parse(StudyConfig, record["config"], where=str(path))
-        if _digest(config) != record["digest"]:
+        if _digest(record["config"]) != record["digest"]:
             raise StudyError(f"{path} was changed after the study began: its digest differs")
         study = cls(directory, record["name"], record["kind"], config)
         study._read_trials()
@@ -194,7 +199,17 @@ class Study:
             kind: {component.name: component for component in getattr(config, kind)}
             for kind in ("op", "rule")
         }
-        choices = narrow(self.space.choices(image), self._fixed(image))
+        offered, fixed = self.space.choices(image), self._fixed(image)
+        mixes = tuple(name for name, op in self._components["op"].items() if is_mixed(op))
+        offered["op"] = CategoricalDistribution((*EDGE_OPS.names(), *mixes))
+        self._replaced: dict[str, Any] = {}
+        if config.budget is not None:
+            defaults = self.space.defaults(image)
+            for key in replaced_choices(self.space, offered, config.fix):
+                self._replaced[key] = defaults[key]
+                del offered[key]
+                fixed.pop(key, None)
+        choices = narrow(offered, fixed)
         if "lr" in settings:  # said outright: it need not lie in the range the space searches
             choices["lr"] = CategoricalDistribution([settings["lr"]])
         self.choices = choices
@@ -223,8 +238,8 @@ class Study:
         return parse(TrainConfig, self.config.train, where="train").epochs
 
     def _fixed(self, image: ImageShape) -> dict[str, Any]:
-        """Choices that are pinned; all of them where a single network is trained."""
-        fixed = self.space.defaults(image) if self.kind == "train" else {}
+        """Choices that are pinned; all of them where nothing is searched."""
+        fixed = {} if self.kind == "search" else self.space.defaults(image)
         fixed.update(self.config.fix)
         if "lr" in self.config.train:
             fixed.pop("lr", None)
@@ -263,16 +278,31 @@ class Study:
     def spec(self, params: dict[str, Any]) -> TrialSpec:
         """The trial that a point of the space stands for."""
         assert self._image is not None, "begin() comes first"
-        values = dict(params)
+        values = {**self._replaced, **params}
         for kind, components in self._components.items():
             values[kind] = components[params[kind]].model_dump()
         train = {**self.train, "lr": params["lr"]}
         return TrialSpec(
-            model=self.space.build(values, self._image, self._classes),
+            model=self._wired(self.space.build(values, self._image, self._classes)),
             train=parse(TrainConfig, train, where="train"),
             data=self.data,
             seed=int(params["seed"]),
         )
+
+    def _wired(self, model: ModelSpec) -> ModelSpec:
+        """The model with the edges that the budget buys, instead of those of the space."""
+        budget = self.config.budget
+        if budget is None:
+            return apply_budget(model, None)
+        chosen = {key: one for key, one in model.choices.items() if key not in self._replaced}
+        key = json.dumps({**model.to_dict(), "choices": {}}, sort_keys=True)
+        if key not in self._bought:
+            predict = None
+            if budget.unit == "latency_ms":
+                predict = predictor()
+            self._bought[key] = apply_budget(model, budget, predict)
+        bought = self._bought[key]
+        return bought.model_copy(update={"choices": {**chosen, **budget_of(bought)}})
 
     # -- what came back --------------------------------------------------------------------
 
@@ -372,8 +402,9 @@ def find_trial(name: str, runs: Path) -> Path:
     raise StudyError(f"there is no run '{name}', neither as a path nor under {runs}")
 
 
-def _digest(config: StudyConfig) -> str:
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+def _digest(settings: dict[str, Any]) -> str:
+    """Of the settings as they are stored: a later version may know more of them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _read_result(path: Path) -> TrialResult | None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from search.cli import cluster, look, optimize, run
+from search.cli import cluster, look, optimize, plot, profile, reproduce, run
 from wiring.errors import WiringError
 
 app = typer.Typer(
@@ -21,8 +21,11 @@ app.command("resume")(run.resume)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("optimize")(optimize.optimize)
+app.command("profile")(profile.profile)
+app.command("reproduce")(reproduce.reproduce)
 app.command("list")(look.list_names)
 app.command("kernels")(look.kernels)
+app.command("plot")(plot.plot)
 app.command("ui")(look.ui)
 app.add_typer(cluster.app, name="cluster")
 

@@ -14,10 +14,52 @@ from wiring.errors import ConfigError
 
 Space = Annotated[str | None, typer.Option(help="Family of networks ('wiring list spaces').")]
 Ops = Annotated[
-    list[str] | None, typer.Option("--op", help="Edge operator; repeat it to search over several.")
+    list[str] | None,
+    typer.Option(
+        "--op",
+        help="Edge operator; repeat it to search over several. mixed:dense,adder lets the edges "
+        "of several operators compete for one budget of energy.",
+    ),
+]
+Density = Annotated[
+    float | None, typer.Option(help="Share of the edges that live, instead of the space's choice.")
+]
+Edges = Annotated[
+    int | None, typer.Option(help="Number of edges that live, instead of the space's choice.")
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="UNIT=AMOUNT",
+        help="What one image may take in the whole network, dead nodes counted: "
+        "multiplications=2e6, energy=1.8uJ (pJ without a unit), weight-bits=1e6, or "
+        "latency-ms=2.5 by the table of 'wiring profile'. The most edges within it live.",
+    ),
+]
+Densities = Annotated[
+    str | None,
+    typer.Option(
+        help="How scopes share that budget: uniform, erk (Erdős–Rényi kernel), or pool (one "
+        "budget over the network)."
+    ),
 ]
 Rules = Annotated[
     list[str] | None, typer.Option("--rule", help="Edge rule; repeat it to search over several.")
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        help="usable, or released: edges that run backwards compete for the budget too, as in "
+        "the code released with DNW (spaces tiny and mobilenet-graph)."
+    ),
+]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="Start from torchvision's weights (alexnet, resnet18, resnet50 at ImageNet's size).",
+    ),
 ]
 Data = Annotated[str | None, typer.Option(help="Data set ('wiring list data').")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where data sets lie.")]
@@ -56,10 +98,38 @@ MaxTime = Annotated[
 
 
 def names(values: Sequence[str] | None) -> list[str] | None:
-    """`--op xnor,adder --op dense` → [xnor, adder, dense]."""
+    """`--op xnor,adder --op dense` → [xnor, adder, dense].
+
+    From `mixed:` on a value is one name: `dense,mixed:xnor,adder` → [dense, mixed:xnor,adder].
+    """
     if not values:
         return None
-    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+    found: list[str] = []
+    for value in values:
+        single, mixed, rest = value.partition("mixed:")
+        found += [name.strip() for name in single.split(",") if name.strip()]
+        if mixed:
+            found.append(mixed + ",".join(name.strip() for name in rest.split(",")))
+    return found
+
+
+def budget(
+    density: float | None, edges: int | None, amounts: Sequence[str] | None, densities: str | None
+) -> dict[str, Any] | None:
+    """The flags of a budget as the section `budget` of the settings. Raises ConfigError."""
+    given: dict[str, Any] = {"density": density, "edges": edges, "densities": densities}
+    for text in amounts or ():
+        unit, separator, amount = text.partition("=")
+        unit = unit.strip().replace("-", "_")
+        if not separator or unit not in ("multiplications", "energy", "weight_bits", "latency_ms"):
+            raise ConfigError(
+                "--budget takes multiplications=…, energy=…, weight-bits=… or latency-ms=…, "
+                f"got {text!r}"
+            )
+        if unit in given:
+            raise ConfigError(f"--budget {unit} is given twice")
+        given[unit] = amount.strip()
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def study_config(
@@ -72,14 +142,20 @@ def study_config(
             continue
         section, _, leaf = key.partition("__")
         if leaf:
-            data.setdefault(section, {})[leaf] = value
+            if isinstance(data.setdefault(section, {}), str):
+                data[section] = {"name": data[section]}
+            data[section][leaf] = value
         elif key in ("op", "rule"):
             data[key] = [{"name": name} for name in value]
         elif key in ("space", "algorithm"):
             data[key] = {"name": value}
+        elif key == "budget":
+            section = data.get(key, {}) if set(value) == {"densities"} else {}
+            data[key] = {**section, **value}
         else:
             data[key] = value
-    data.setdefault("space", {"name": "mobilenet-graph"})
+    if isinstance(data.setdefault("space", {}), dict):
+        data["space"].setdefault("name", "mobilenet-graph")
     return parse(StudyConfig, _with_settings(data, settings or ()), where="settings")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,12 @@ def search(
     space: options.Space = None,
     op: options.Ops = None,
     rule: options.Rules = None,
+    density: options.Density = None,
+    edges: options.Edges = None,
+    budget: options.Budgets = None,
+    densities: options.Densities = None,
+    pool: options.Pool = None,
+    pretrained: options.Pretrained = False,
     data: options.Data = None,
     data_root: options.DataRoot = None,
     download: options.Download = False,
@@ -68,8 +75,11 @@ def search(
         config,
         settings,
         space=space,
+        space__pool=pool,
+        space__pretrained=pretrained,
         op=options.names(op),
         rule=options.names(rule),
+        budget=options.budget(density, edges, budget, densities),
         data__name=data,
         data__root=str(data_root.absolute()) if data_root else None,
         data__download=download,
@@ -129,6 +139,12 @@ def train(
     space: options.Space = None,
     op: options.Ops = None,
     rule: options.Rules = None,
+    density: options.Density = None,
+    edges: options.Edges = None,
+    budget: options.Budgets = None,
+    densities: options.Densities = None,
+    pool: options.Pool = None,
+    pretrained: options.Pretrained = False,
     data: options.Data = None,
     data_root: options.DataRoot = None,
     download: options.Download = False,
@@ -147,8 +163,11 @@ def train(
         config,
         settings,
         space=space,
+        space__pool=pool,
+        space__pretrained=pretrained,
         op=options.names(op),
         rule=options.names(rule),
+        budget=options.budget(density, edges, budget, densities),
         data__name=data,
         data__root=str(data_root.absolute()) if data_root else None,
         data__download=download,
@@ -201,7 +220,7 @@ def _create(
 
 
 def _default_name(config: StudyConfig) -> str:
-    operators = "-".join(component.name for component in config.op)
+    operators = "-".join(re.sub("[:,]", "-", component.name) for component in config.op)
     return f"{config.space.name}-{operators}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
