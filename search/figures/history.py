@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from wiring.config import parse
 from wiring.errors import StudyError
+from wiring.graph.dynamic import ContinuousGraph
 from wiring.graph.measure import used_nodes
 from wiring.graph.topology import Topology
 from wiring.network import Network, build_network
@@ -149,7 +150,8 @@ class History:
         return np.sort(np.concatenate(chosen))
 
     def show(self, snapshot: Snapshot) -> None:
-        """Give the network the live edges of a snapshot, and their weights (0 elsewhere)."""
+        """Give the network the live edges of a snapshot, and their weights (0 elsewhere); to a
+        solver the number of evaluations that it took then."""
         for number, (_, wiring) in enumerate(self.network.graph.wirings()):
             first, size = self.table.first_edge[number], wiring.live.numel()
             begin, end = np.searchsorted(snapshot.edges, [first, first + size])
@@ -160,6 +162,9 @@ class History:
             values[flat] = torch.from_numpy(snapshot.weights[begin:end])
             for name, part in wiring.split(values).items():
                 self.network.graph.op(name).weight.data = part.clone()
+        graph, row = self.network.graph, self.rows.get(snapshot.epoch, {})
+        if isinstance(graph, ContinuousGraph):
+            graph.counts[0] = int(row.get("val_nfe", 0))
 
     def _read(self, directory: Path) -> list[Snapshot]:
         paths = sorted(directory.glob("epoch-*.safetensors"))

@@ -16,6 +16,7 @@ Points = npt.NDArray[np.float64]
 
 ROWS = 36
 SWEEPS = 6
+LOOP_REACH, LOOP_LIFT, LOOP_GROWTH = 1.3, 2.2, 0.12
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,27 @@ def place(topology: Topology, table: EdgeTable, edges: Ints) -> Layout:
         first += size
     top = y.min()
     return Layout(x, y - top, spans[-1][1], float(y.max() - top), spans)
+
+
+def controls(layout: Layout, sources: Ints, destinations: Ints) -> Points:
+    """The four control points of each edge's Bézier curve, [edges, 4, 2].
+
+    An edge to the right is S-shaped. Any other, in a graph with cycles, leaves to the right too
+    and comes back from the left, over a bow above both ends: a node's own edge is a loop on it.
+    """
+    x0, x1, y0, y1 = (
+        layout.x[sources],
+        layout.x[destinations],
+        layout.y[sources],
+        layout.y[destinations],
+    )
+    back = np.maximum(x0 - x1, 0)
+    forward = x1 > x0
+    reach = np.where(forward, (x1 - x0) / 2, LOOP_REACH + LOOP_GROWTH * back)
+    lift = np.where(forward, 0, LOOP_LIFT + np.minimum(LOOP_GROWTH * back, LOOP_LIFT))
+    x = np.stack([x0, x0 + reach, x1 - reach, x1], axis=-1)
+    y = np.stack([y0, y0 - lift, y1 - lift, y1], axis=-1)
+    return np.stack([x, y], axis=-1)
 
 
 def _orders(sizes: list[int], sources: Ints, destinations: Ints) -> Points:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.figures.history import History, Ints, Snapshot, strongest
-from search.figures.layout import Layout
+from search.figures.layout import LOOP_GROWTH, LOOP_LIFT, LOOP_REACH, Layout
 
 SHOWN_EDGES = 6000
 SHOWN_NEW = 500
@@ -72,6 +72,7 @@ def page_data(history: History, layout: Layout, name: str) -> dict[str, Any]:
         "layout": {
             "width": layout.width,
             "height": layout.height,
+            "loop": [LOOP_REACH, LOOP_LIFT, LOOP_GROWTH],
             "x": pack(layout.x, "<f4"),
             "y": pack(layout.y, "<f4"),
         },

@@ -139,8 +139,8 @@ def _steps(front: list[Point], cost: str) -> tuple[list[float], list[float]]:
     return xs, ys
 
 
-def picture(study: StudyRecords, points: list[Point]) -> bytes:
-    """A PNG with one panel for each cost."""
+def picture(study: StudyRecords, points: list[Point], kind: str = "png") -> bytes:
+    """A PNG (or SVG) with one panel for each cost."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -206,7 +206,7 @@ def picture(study: StudyRecords, points: list[Point]) -> bytes:
     figure.text(0.012, 0.955, title, fontsize=12, weight="bold", color=INK, va="center")
     figure.tight_layout(rect=(0, 0.07, 1, 0.92))
     data = io.BytesIO()
-    figure.savefig(data, format="png")
+    figure.savefig(data, format=kind)
     return data.getvalue()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.figures.history import Floats, History, Ints, Snapshot
-from search.figures.layout import Layout, place
+from search.figures.layout import Layout, controls, place
 from search.figures.page import page
 from wiring.graph.convert import to_networkx
 from wiring.graph.formats import to_graphml, to_node_link
@@ -65,15 +65,13 @@ def costs_csv(history: History) -> str:
 
 
 def curves(layout: Layout, sources: Ints, destinations: Ints) -> npt.NDArray[np.float64]:
-    """Each edge as points of an S-shaped Bézier curve, [edges, CURVE_POINTS, 2]."""
-    t = np.linspace(0, 1, CURVE_POINTS)[None, :]
-    x0, x1 = layout.x[sources][:, None], layout.x[destinations][:, None]
-    y0, y1 = layout.y[sources][:, None], layout.y[destinations][:, None]
-    bend = (x1 - x0) / 2
-    x = (1 - t) ** 3 * x0 + 3 * (1 - t) ** 2 * t * (x0 + bend)
-    x = x + 3 * (1 - t) * t**2 * (x1 - bend) + t**3 * x1
-    y = (1 - t) ** 2 * (1 + 2 * t) * y0 + t**2 * (3 - 2 * t) * y1
-    return np.stack([x, y], axis=-1)
+    """Each edge as points of its Bézier curve, [edges, CURVE_POINTS, 2]."""
+    t = np.linspace(0, 1, CURVE_POINTS)
+    shares = np.stack([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3])
+    points: npt.NDArray[np.float64] = np.einsum(
+        "epk,pc->eck", controls(layout, sources, destinations), shares
+    )
+    return points
 
 
 def magnitudes(history: History, edges: Ints, weights: Floats) -> npt.NDArray[np.float64]:
@@ -88,8 +86,8 @@ def magnitudes(history: History, edges: Ints, weights: Floats) -> npt.NDArray[np
     return result
 
 
-def picture(history: History, snapshot: Snapshot, layout: Layout) -> bytes:
-    """A PNG of one wiring: the strongest live edges as curves, blue positive, orange negative."""
+def picture(history: History, snapshot: Snapshot, layout: Layout, kind: str = "png") -> bytes:
+    """A PNG or SVG of a wiring: strongest live edges as curves, blue positive, orange negative."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -139,7 +137,7 @@ def picture(history: History, snapshot: Snapshot, layout: Layout) -> bytes:
         at = 1 - inches / wide
         figure.text(at, 0.945, f"━ {name}", fontsize=9, color=colour, ha="right", va="center")
     data = io.BytesIO()
-    figure.savefig(data, format="png")
+    figure.savefig(data, format=kind)
     return data.getvalue()
 
 
