@@ -87,7 +87,7 @@ def trained(model: ModelSpec, *, steps: int = 3, seed: int = 0) -> Network:
     """A network after a few steps, so that no parameter has its first value; in eval mode."""
     network = build_network(model, seed=seed).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    attach(network, optimizer)
+    attach(network, optimizer, steps=steps)
     targets = torch.arange(6) % model.classes
     for step in range(steps):
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,13 @@ def check(network: Network, compiled: CompiledNetwork, x: Tensor) -> None:
     if all(op.sensitive for op in ops):
         assert torch.equal(found, expected)
     else:
-        scale = float(expected.abs().max())
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, scale))
+        atol = 1e-5 * max(1.0, float(expected.abs().max()))
+        if not any(op.sensitive for op in ops):
+            # An instance norm of nearly equal values blows every rounding up, PyTorch's own too.
+            with torch.no_grad():
+                exact = deepcopy(network).double()(x.double())
+            atol += 2 * float((expected - exact).abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -96,7 +96,8 @@ def test_an_option_of_the_operator_is_set_by_name(wiring: Runner) -> None:
     ("arguments", "sentence"),
     [
         (["search", "--op", "xnorr"], "unknown edge operator 'xnorr'; did you mean xnor"),
-        (["search", "--space", "mobilenet"], "unknown space 'mobilenet'; did you mean"),
+        (["search", "--space", "mobilenets"], "unknown space 'mobilenets'; did you mean"),
+        (["train", "--pool", "used"], "space mobilenet-graph: pool: input should be 'usable' or"),
         (["search", "--rule", "dnv"], "unknown edge rule 'dnv'; did you mean dnw"),
         (["search", "--algorithm", "tpee"], "unknown algorithm 'tpee'"),
         (["search", "--data", "mnits"], "unknown data set 'mnits'; did you mean mnist"),

@@ -90,7 +90,7 @@ def expected(study: FakeStudy, trial: str) -> dict[str, list[tuple[int, float, i
     return {
         key: [(row["epoch"], float(row[key]), round(1000 * row["time"])) for row in rows]
         for key in rows[0]
-        if key not in ("epoch", "time")
+        if key not in ("epoch", "time", "phase")
     }
 
 

@@ -219,3 +219,21 @@ def test_without_calibration_images_the_running_averages_of_training_stay(data: 
     norm.running_mean.fill_(100.0)
     trained._calibrate()
     assert bool((norm.running_mean == 100.0).all())
+
+
+def test_ages_of_edges_outlive_an_interruption(data: ImageData) -> None:
+    spec = small_spec(epochs=3, lr=0.5)
+    whole, rows = trainer(data, spec), []
+    for _ in range(2):
+        rows.append(whole.run_epoch(None, lambda: None))
+    tensors, state = whole.pack()
+    again = trainer(data, spec)
+    again.unpack(Checkpoint(whole.global_step, tensors, json.loads(json.dumps(state))))
+    for name, born in whole.births.items():
+        assert torch.equal(again.births[name], born)
+        assert torch.equal(born >= 0, again.network.graph.scope(name).live)
+    rows.append(again.run_epoch(None, lambda: None))
+    assert [row["swap_rate"] for row in rows] == [row["swaps"] / 100 for row in rows]
+    assert 0 < rows[0]["mean_age"] == 1 - rows[0]["swap_rate"]
+    assert rows[1]["mean_age"] < rows[2]["mean_age"] <= 3 - rows[2]["swap_rate"] * 3
+    assert rows[2]["age_q1"] <= rows[2]["median_age"] <= rows[2]["age_q3"] == 3
