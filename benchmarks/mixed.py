@@ -78,7 +78,8 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             if not same:
                 continue
             accuracy = [100 * row["val_accuracy"] for row in same]
-            spread = f"{statistics.mean(accuracy):.2f} ±{statistics.pstdev(accuracy):.2f}"
+            deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+            spread = f"{statistics.mean(accuracy):.2f} ±{deviation:.2f}"
             energy = statistics.mean(row["energy_uj"] for row in same)
             live = ", ".join(f"{n} {c:,}" for n, c in same[0]["edges"].items())
             yield f"{microjoules:6g}uJ  {op:24}{spread:>14}{energy:11.3f}  {live}"

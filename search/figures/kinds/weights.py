@@ -61,7 +61,9 @@ class Weights(ChartKind):
             else f"{selection.runs[0].spec.model.space} · {selection.runs[0].method}",
             note="Weights of edges that receive gradients, each divided by the standard deviation "
             "of its bundle: a mixture of scales would look like a Laplace distribution. "
-            "In brackets: mean log-likelihood in nats per weight; the higher one fits better.",
+            "In brackets: mean log-likelihood in nats per weight; the higher one fits better. "
+            + "; ".join(f"{name}: {sample.source}" for name, sample in sorted(found.items()))
+            + ".",
             columns=3,
             size=(5.2, 3.6),
         )
@@ -151,7 +153,7 @@ def _panel(name: str, sample: Sample) -> Panel:
     return Panel(
         f"{name} ({total:,}; Gaussian {normal.likelihood:.3f}, Laplace {double.likelihood:.3f})",
         tuple(marks),
-        x=Axis(f"weight ÷ deviation of its bundle   ({sample.source})"),
+        x=Axis("weight ÷ deviation of its bundle"),
         y=Axis("share per unit"),
     )
 
