@@ -188,3 +188,18 @@ def duration(text: str | None) -> float | None:
         return seconds(text)
     except ValueError as error:
         raise ConfigError(f"--max-time: {error}") from None
+
+
+def as_toml(settings: dict[str, Any]) -> str:
+    """Plain settings as TOML, which has no null: what is None is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(settings))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_none(inner) for inner in value]
+    return value

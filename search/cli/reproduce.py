@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -178,21 +178,11 @@ def _show_list(recipes: list[Recipe], as_json: bool) -> None:
 
 
 def _print_plans(planned: list[tuple[Recipe, StudyConfig]]) -> None:
-    import tomli_w
-
     for recipe, config in planned:
         print(f"# {recipe.name}: {recipe.title}")
         for change in recipe.changes(config):
             print(f"# {change}")
-        print(tomli_w.dumps({recipe.name: _without_none(config.to_dict())}))
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_none(inner) for inner in value]
-    return value
+        print(options.as_toml({recipe.name: config.to_dict()}))
 
 
 def _say(text: str) -> None:

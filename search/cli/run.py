@@ -7,7 +7,7 @@ import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -96,7 +96,7 @@ def search(
         seed=seed,
     )
     if dry_run:
-        _print_toml(study_config)
+        print(options.as_toml(study_config.to_dict()), end="")
         return
     study = _create(study_config, name, runs, tracking_uri)
     from search import driver
@@ -176,7 +176,7 @@ def train(
         trials=1,
     )
     if dry_run:
-        _print_toml(study_config)
+        print(options.as_toml(study_config.to_dict()), end="")
         return
     for kind in ("op", "rule"):
         if len(getattr(study_config, kind)) > 1:
@@ -222,20 +222,6 @@ def _create(
 def _default_name(config: StudyConfig) -> str:
     operators = "-".join(re.sub("[:,]", "-", component.name) for component in config.op)
     return f"{config.space.name}-{operators}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _print_toml(config: StudyConfig) -> None:
-    import tomli_w
-
-    print(tomli_w.dumps(_without_none(config.to_dict())), end="")
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_none(inner) for inner in value]
-    return value
 
 
 def _finish(outcome: Outcome, as_json: bool) -> None:
