@@ -22,9 +22,9 @@ from search.spaces.base import Space
 from wiring.cost import Cost, total
 from wiring.errors import BudgetError, ConfigError
 from wiring.graph.budgets import distribute, distribute_edges, wired_scopes
-from wiring.graph.edges import EDGE_RULES
 from wiring.graph.measure import cost_table, edge_positions
 from wiring.graph.mixed import expand, is_mixed, operators
+from wiring.graph.rules import EDGE_RULES
 from wiring.graph.topology import Limit, Topology
 from wiring.network import ModelSpec, Network, build_network
 

@@ -24,8 +24,8 @@ from search.study import Study, Trial
 from search.tracking import Mirror, tracking_reachable
 from wiring.config import parse
 from wiring.errors import WiringError
-from wiring.graph.edges import EDGE_RULES
 from wiring.graph.mixed import operators
+from wiring.graph.rules import EDGE_RULES
 from workers.data import DATA, ImageData, load_data
 from workers.evaluate import read_spec
 from workers.spec import TrainConfig

@@ -9,7 +9,8 @@ import pytest
 
 from search.algorithms.base import ALGORITHMS
 from search.spaces.base import SPACES
-from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+from wiring.graph.edges import EDGE_OPS
+from wiring.graph.rules import EDGE_RULES
 from workers.data import DATA
 
 ROOT = Path(__file__).parents[1]

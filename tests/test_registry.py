@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from wiring.errors import UnknownNameError, WiringError
-from wiring.graph.edges import EDGE_OPS, EDGE_RULES, EdgeOp, EdgeRule
+from wiring.graph.edges import EDGE_OPS, EdgeOp
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 from wiring.registry import Registry
 
 

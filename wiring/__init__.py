@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from wiring.export import load_exported
     from wiring.graph.build import build_graph
     from wiring.graph.dynamic import ContinuousGraph, DiscreteGraph
-    from wiring.graph.edges import EDGE_OPS, EDGE_RULES, EdgeOp, EdgeRule
+    from wiring.graph.edges import EDGE_OPS, EdgeOp
     from wiring.graph.neural import NeuralGraph, attach
+    from wiring.graph.rules import EDGE_RULES, EdgeRule
     from wiring.graph.static import StaticGraph
     from wiring.graph.topology import Topology
     from wiring.network import ModelSpec, Network, build_network
@@ -33,9 +34,9 @@ _HOMES = {
     "Cost": "wiring.cost",
     "DiscreteGraph": "wiring.graph.dynamic",
     "EDGE_OPS": "wiring.graph.edges",
-    "EDGE_RULES": "wiring.graph.edges",
+    "EDGE_RULES": "wiring.graph.rules",
     "EdgeOp": "wiring.graph.edges",
-    "EdgeRule": "wiring.graph.edges",
+    "EdgeRule": "wiring.graph.rules",
     "ModelSpec": "wiring.network",
     "Network": "wiring.network",
     "NeuralGraph": "wiring.graph.neural",

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from wiring.errors import WiringError
 from wiring.graph.measure import cut, kept_nodes, last_convolution, node_modules
-from wiring.graph.neural import NeuralGraph, ScopeWiring
+from wiring.graph.neural import NeuralGraph
+from wiring.graph.scope import ScopeWiring
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import ModelSpec, Network, build_network
 

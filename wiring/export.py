@@ -24,7 +24,7 @@ from wiring.config import parse
 from wiring.errors import BudgetError, CheckpointError, ConfigError, TopologyError
 from wiring.files import write_atomic
 from wiring.graph.measure import index_bits
-from wiring.graph.neural import ScopeWiring
+from wiring.graph.scope import ScopeWiring
 from wiring.network import ModelSpec, Network, build_network
 
 FORMAT = "wiring-network"

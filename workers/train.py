@@ -17,8 +17,8 @@ from torch.optim.swa_utils import update_bn
 from wiring.errors import CheckpointError, WiringError
 from wiring.graph import measure, telemetry
 from wiring.graph.dynamic import ContinuousGraph
-from wiring.graph.edges import Phase, clock_at
 from wiring.graph.neural import attach
+from wiring.graph.rules import Phase, clock_at
 from wiring.network import build_network
 from workers.checkpoint import Checkpoint
 from workers.data import ImageData

@@ -50,7 +50,8 @@ def _entries(kind: Kind) -> list[Entry]:
         from workers.data import DATA
 
         return DATA.entries()
-    from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+    from wiring.graph.edges import EDGE_OPS
+    from wiring.graph.rules import EDGE_RULES
 
     return EDGE_OPS.entries() if kind == "ops" else EDGE_RULES.entries()
 

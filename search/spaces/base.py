@@ -107,7 +107,8 @@ SPACES: Registry[Space] = Registry("space", package="search.spaces", group="wiri
 
 def common_choices() -> dict[str, BaseDistribution]:
     """The choices of every space: operator, rule, learning rate, seed."""
-    from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+    from wiring.graph.edges import EDGE_OPS
+    from wiring.graph.rules import EDGE_RULES
 
     return {
         "op": CategoricalDistribution(EDGE_OPS.names()),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from wiring.config import Component
-from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+from wiring.graph.edges import EDGE_OPS
 from wiring.graph.neural import attach
+from wiring.graph.rules import EDGE_RULES
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, Network, StemSpec, build_network
 

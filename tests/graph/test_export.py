@@ -19,9 +19,9 @@ from wiring.config import Component
 from wiring.errors import CheckpointError
 from wiring.export import export, load_exported, pack_live, stored_tensors, unpack_live
 from wiring.graph import Scope
-from wiring.graph.edges import EDGE_RULES
 from wiring.graph.measure import index_bits, total_cost
-from wiring.graph.neural import ScopeWiring
+from wiring.graph.rules import EDGE_RULES
+from wiring.graph.scope import ScopeWiring
 from wiring.network import StemSpec
 
 RULE_AND_OP = [(op, rule) for op in OPS for rule in RULES]

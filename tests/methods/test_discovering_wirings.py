@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from wiring.config import Component
-from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+from wiring.graph.edges import EDGE_OPS
+from wiring.graph.rules import EDGE_RULES
 from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 

@@ -10,7 +10,7 @@ import torch
 from rule_cases import BUDGET, STEPS, Training, graph, scope_of, topology
 
 from wiring.errors import WiringError
-from wiring.graph.edges import EDGE_RULES, EdgeRule, Phase, clock_at
+from wiring.graph.rules import EDGE_RULES, EdgeRule, Phase, clock_at
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 
 BORDER = STEPS // 2

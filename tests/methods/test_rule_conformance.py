@@ -7,8 +7,8 @@ import torch
 from rule_cases import BUDGET, STEPS, Training, graph, topology, train
 
 from wiring.errors import BudgetError, ConfigError, WiringError
-from wiring.graph.edges import EDGE_RULES, EdgeRule
 from wiring.graph.neural import attach
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 
 RULES = EDGE_RULES.names()
 every_rule = pytest.mark.parametrize("rule", RULES)

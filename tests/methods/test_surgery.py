@@ -8,7 +8,7 @@ import pytest
 import torch
 from rule_cases import BUDGET, STEPS, Training, graph, scope_of
 
-from wiring.graph.edges import EDGE_RULES, EdgeRule, clock_at
+from wiring.graph.rules import EDGE_RULES, EdgeRule, clock_at
 
 
 def surgery(budget: int = 2, **options: object) -> EdgeRule:

@@ -7,7 +7,7 @@ import itertools
 import torch
 from rule_cases import BUDGET, Training, graph
 
-from wiring.graph.edges import EDGE_RULES
+from wiring.graph.rules import EDGE_RULES
 
 
 def test_an_edge_that_is_not_among_the_strongest_acts_in_one_minus_rho_of_the_steps() -> None:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from search.spaces.base import SPACES
 from search.spaces.layered import LayeredSpace
 from wiring.errors import WiringError
-from wiring.graph.edges import EDGE_OPS, EDGE_RULES
+from wiring.graph.edges import EDGE_OPS
 from wiring.graph.neural import attach
+from wiring.graph.rules import EDGE_RULES
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 
 PAGE = Path(__file__).parents[2] / "docs" / "grid.md"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wiring.config import Config
 from wiring.errors import WiringError
-from wiring.graph.edges import EdgeRule, Phase, ScopeEdges, select_within
+from wiring.graph.rules import EdgeRule, Phase, ScopeEdges, select_within
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

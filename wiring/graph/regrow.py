@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wiring.config import Config
 from wiring.errors import BudgetError, WiringError
-from wiring.graph.edges import EdgeRule, ScopeEdges
+from wiring.graph.rules import EdgeRule, ScopeEdges
 
 INTERVAL = 100
 FEWEST_UPDATES = 10  # what a training shorter than ten intervals is divided into

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from wiring.graph.edges import EDGE_RULES, EdgeRule
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 
 
 @EDGE_RULES.register("complete")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat
 
-from wiring.graph.edges import EDGE_RULES, Phase
 from wiring.graph.phased import CompleteFirst, PretrainOptions
+from wiring.graph.rules import EDGE_RULES, Phase
 
 
 class Options(PretrainOptions):

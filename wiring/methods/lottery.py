@@ -8,8 +8,8 @@ By default half of training for each.
 
 from __future__ import annotations
 
-from wiring.graph.edges import EDGE_RULES, Phase
 from wiring.graph.phased import CompleteFirst, PretrainOptions
+from wiring.graph.rules import EDGE_RULES, Phase
 
 
 @EDGE_RULES.register("lottery")

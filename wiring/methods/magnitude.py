@@ -16,8 +16,8 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from wiring.errors import WiringError
-from wiring.graph.edges import EDGE_RULES, ScopeEdges
 from wiring.graph.phased import IterativePruning, PruningOptions
+from wiring.graph.rules import EDGE_RULES, ScopeEdges
 
 
 class Options(PruningOptions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wiring.graph.edges import EDGE_RULES, EdgeRule
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 
 
 @EDGE_RULES.register("random")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wiring.graph.edges import EDGE_RULES, ScopeEdges
 from wiring.graph.regrow import Regrowing
+from wiring.graph.rules import EDGE_RULES, ScopeEdges
 
 
 @EDGE_RULES.register("set")

@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from wiring.graph.budgets import apportion
-from wiring.graph.edges import EDGE_RULES, EdgeRule, ScopeEdges
 from wiring.graph.regrow import Regrowing, RegrowOptions
+from wiring.graph.rules import EDGE_RULES, EdgeRule, ScopeEdges
 
 
 class Options(RegrowOptions):

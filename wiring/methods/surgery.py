@@ -19,8 +19,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from wiring.graph.edges import EDGE_RULES, Phase, ScopeEdges
 from wiring.graph.phased import CompleteFirst, PretrainOptions
+from wiring.graph.rules import EDGE_RULES, Phase, ScopeEdges
 
 
 class Options(PretrainOptions):

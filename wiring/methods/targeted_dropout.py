@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wiring.config import Config
-from wiring.graph.edges import EDGE_RULES, EdgeRule
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 
 
 class Options(Config):
