@@ -19,6 +19,7 @@ from torch import Tensor
 
 from search.config import BudgetConfig
 from search.spaces.base import Space
+from wiring.config import Component
 from wiring.cost import Cost, total
 from wiring.errors import BudgetError, ConfigError
 from wiring.graph.budgets import distribute, distribute_edges, wired_scopes
@@ -29,6 +30,7 @@ from wiring.graph.topology import Limit, Topology
 from wiring.network import ModelSpec, Network, build_network
 
 Predict = Callable[[Network], float]
+PRODUCTS = Component(name="dense")
 COSTS = ("multiplications", "energy", "weight_bits")
 
 
@@ -67,7 +69,7 @@ def apply_budget(
     else:
         _check_rule(model, budget)
         if is_mixed(model.op) and budget.unit in COSTS:
-            return _pool(model, budget)
+            return _shared(model, budget)
         topology = _largest(model, budget, predict)
     return _mixed(_with(model, topology))
 
@@ -93,15 +95,25 @@ def _mixed(model: ModelSpec, limit: Limit | None = None) -> ModelSpec:
     return _with(model, expand(model.topology, parts, edge_positions(plain), limit))
 
 
-def _pool(model: ModelSpec, budget: BudgetConfig) -> ModelSpec:
-    """Mixed operators in one pool that may spend what the fixed parts leave."""
+def _shared(model: ModelSpec, budget: BudgetConfig) -> ModelSpec:
+    """Mixed operators that may spend what the fixed parts leave, shared out among the scopes as
+    if all of it went into products."""
     network = build_network(_mixed(model))
     _show(network, {name: torch.zeros_like(mask) for name, mask in network.graph.live().items()})
     fixed = usage(network, budget)
     if fixed >= budget.amount:
         raise _too_small(budget, fixed)
-    limit = Limit.model_validate({"unit": budget.unit, "amount": budget.amount - fixed})
-    mixed = _mixed(model, limit)
+    left = budget.amount - fixed
+    plain = build_network(model.model_copy(update={"op": PRODUCTS}))
+    dense = plain.graph.live()
+    _show(plain, {name: torch.zeros_like(mask) for name, mask in dense.items()})
+    nothing = usage(plain, budget)
+    for _, wiring in plain.graph.wirings():
+        wiring.live.copy_(wiring.allowed)
+    density = min(1.0, left / (usage(plain, budget) - nothing))
+    topology = distribute(model.topology, density, budget.densities)
+    limit = Limit.model_validate({"unit": budget.unit, "amount": left})
+    mixed = _mixed(_with(model, topology), limit)
     build_network(mixed)  # raises BudgetError where not one edge fits
     return mixed
 

@@ -15,7 +15,8 @@ from search.spaces.base import SPACES
 from search.study import Study
 from tests.search.test_cli import Runner, wiring  # noqa: F401
 from wiring.errors import BudgetError, ConfigError
-from wiring.graph.measure import total_cost
+from wiring.graph.measure import edge_positions, total_cost
+from wiring.graph.topology import Scope
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 
 IMAGE = ImageShape(channels=1, side=32)
@@ -82,13 +83,32 @@ def test_an_amount_below_the_fixed_parts_is_refused_with_both_numbers() -> None:
         apply_budget(model("mixed:dense,xnor"), BudgetConfig(energy=1000))
 
 
-def test_mixed_operators_compete_in_one_pool_for_what_the_fixed_parts_leave() -> None:
-    budget = BudgetConfig(energy=1.2e6)
+@pytest.mark.parametrize("densities", ["uniform", "erk", "pool"])
+def test_mixed_operators_compete_for_what_the_fixed_parts_leave(densities: str) -> None:
+    budget = BudgetConfig.model_validate({"energy": 1.2e6, "densities": densities})
     bought = apply_budget(model("mixed:dense,adder"), budget)
-    (scope,) = bought.topology.scopes
-    assert scope.limit is not None
+    limits = [scope.limit for scope in bought.topology.scopes]
+    assert None not in limits
+    assert (len(limits) == 1) == (densities == "pool")
     network = build_network(bought)
-    assert 0.99 * budget.amount < usage(network, budget) <= budget.amount
+    assert 0.98 * budget.amount < usage(network, budget) <= budget.amount
+
+
+def test_a_limit_is_shared_out_by_what_the_scopes_would_spend_on_products() -> None:
+    bought = apply_budget(model("mixed:dense,adder"), BudgetConfig(energy=1.2e6))
+    amounts = {s.name: s.limit.amount for s in bought.topology.scopes if s.limit is not None}
+    plain = model()
+    positions = edge_positions(build_network(plain))
+    whole = {
+        scope.name: sum(
+            plain.topology.usable_edges(Scope(name="one", bundles=(name,))) * positions[name]
+            for name in scope.bundles
+        )
+        for scope in plain.topology.scopes
+    }
+    for name, amount in amounts.items():
+        share = whole[name] / sum(whole.values())
+        assert amount / sum(amounts.values()) == pytest.approx(share, rel=0.05)
 
 
 def test_a_latency_is_bought_by_what_is_predicted() -> None:

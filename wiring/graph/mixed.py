@@ -22,7 +22,7 @@ from typing import Any
 from wiring.config import Component
 from wiring.cost import ENERGY_PJ
 from wiring.errors import ConfigError
-from wiring.graph.budgets import POOL, wired_scopes
+from wiring.graph.budgets import wired_scopes
 from wiring.graph.edges import EDGE_OPS
 from wiring.graph.topology import Bundle, Limit, Scope, Topology
 
@@ -73,13 +73,12 @@ def expand(
 
     `positions`: pixels at which an edge of each bundle is computed. A scope may spend the energy
     that its budget of edges (all usable ones where it has none) takes in multiplications and
-    additions; with a `limit`, all scopes that choose edges become one pool of that limit. Raises
-    ConfigError for a scope that counts unusable entries.
+    additions. A `limit` is shared out in proportion to that among the scopes that choose edges.
+    Raises ConfigError for a scope that counts unusable entries.
     """
     split = {bundle.name for bundle in topology.bundles if bundle.op is None}
-    chosen = wired_scopes(topology) if limit is not None else ()
+    energies = {one.name: _energy(topology, one, positions) for one in wired_scopes(topology)}
     scopes: list[Scope] = []
-    pooled: list[str] = []
     for scope in topology.scopes:
         if scope.unusable:
             raise ConfigError(
@@ -87,15 +86,15 @@ def expand(
                 "a number of edges; mixed operators compete for a cost"
             )
         bundles = [name for one in scope.bundles for name in _names(one, one in split, parts)]
-        if scope in chosen:
-            pooled += bundles
+        if limit is not None and scope.name in energies:
+            share = energies[scope.name] / sum(energies.values())
+            spend = limit.replace(amount=share * limit.amount)
         elif split & set(scope.bundles):
             spend = Limit(unit="energy", amount=_energy(topology, scope, positions))
-            scopes.append(scope.replace(bundles=bundles, budget=None, limit=spend))
         else:
             scopes.append(scope)
-    if limit is not None:
-        scopes.insert(0, Scope(name=POOL, bundles=tuple(pooled), limit=limit, fan_in="bundle"))
+            continue
+        scopes.append(scope.replace(bundles=bundles, budget=None, limit=spend))
     return topology.replace(
         bundles=[one for bundle in topology.bundles for one in _parallel(bundle, parts)],
         scopes=scopes,
