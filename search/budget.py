@@ -98,17 +98,20 @@ def _mixed(model: ModelSpec, limit: Limit | None = None) -> ModelSpec:
 def _shared(model: ModelSpec, budget: BudgetConfig) -> ModelSpec:
     """Mixed operators that may spend what the fixed parts leave, shared out among the scopes as
     if all of it went into products."""
+    chosen = [scope.name for scope in wired_scopes(model.topology)]
     network = build_network(_mixed(model))
-    _show(network, {name: torch.zeros_like(mask) for name, mask in network.graph.live().items()})
+    for name in chosen:
+        network.graph.scope(name).live.zero_()
     fixed = usage(network, budget)
     if fixed >= budget.amount:
         raise _too_small(budget, fixed)
     left = budget.amount - fixed
     plain = build_network(model.model_copy(update={"op": PRODUCTS}))
-    dense = plain.graph.live()
-    _show(plain, {name: torch.zeros_like(mask) for name, mask in dense.items()})
+    wirings = [plain.graph.scope(name) for name in chosen]
+    for wiring in wirings:
+        wiring.live.zero_()
     nothing = usage(plain, budget)
-    for _, wiring in plain.graph.wirings():
+    for wiring in wirings:
         wiring.live.copy_(wiring.allowed)
     density = min(1.0, left / (usage(plain, budget) - nothing))
     topology = distribute(model.topology, density, budget.densities)

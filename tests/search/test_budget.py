@@ -94,6 +94,15 @@ def test_mixed_operators_compete_for_what_the_fixed_parts_leave(densities: str) 
     assert 0.98 * budget.amount < usage(network, budget) <= budget.amount
 
 
+def test_layers_that_keep_all_edges_count_in_the_budget_of_mixed_operators() -> None:
+    image = ImageShape(channels=1, side=28)
+    space = SPACES.get("lenet5-bn")({})
+    values = {**space.defaults(image), "op": "mixed:dense,adder", "rule": "dnw"}
+    budget = BudgetConfig(energy=1.2e6)
+    bought = apply_budget(space.build(values, image, 10), budget)
+    assert 0.98 * budget.amount < usage(build_network(bought), budget) <= budget.amount
+
+
 def test_a_limit_is_shared_out_by_what_the_scopes_would_spend_on_products() -> None:
     bought = apply_budget(model("mixed:dense,adder"), BudgetConfig(energy=1.2e6))
     amounts = {s.name: s.limit.amount for s in bought.topology.scopes if s.limit is not None}
