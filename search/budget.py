@@ -58,7 +58,8 @@ def apply_budget(
     """The model with as many edges as the budget buys, and with mixed operators expanded.
 
     `predict` tells a network's milliseconds; only a budget of latency needs it. Raises BudgetError
-    for an amount that buys no edge, ConfigError for a rule that keeps no budget in real units.
+    for an amount that buys no edge, ConfigError for a rule or a pool that keeps no budget in real
+    units.
     """
     if budget is None:
         return _mixed(model)
@@ -70,6 +71,11 @@ def apply_budget(
         _check_rule(model, budget)
         if is_mixed(model.op) and budget.unit in COSTS:
             return _shared(model, budget)
+        if budget.densities == "pool" and budget.unit != "weight_bits":
+            raise ConfigError(
+                f"one pool of edges may keep those that cost most, so that it cannot hold a budget "
+                f"of {budget.unit}; share it with densities uniform or erk"
+            )
         topology = _largest(model, budget, predict)
     return _mixed(_with(model, topology))
 

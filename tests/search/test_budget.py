@@ -103,6 +103,11 @@ def test_layers_that_keep_all_edges_count_in_the_budget_of_mixed_operators() -> 
     assert 0.98 * budget.amount < usage(build_network(bought), budget) <= budget.amount
 
 
+def test_a_pool_of_one_operator_holds_no_budget_of_operations() -> None:
+    with pytest.raises(ConfigError, match="cannot hold a budget of energy; share it with"):
+        apply_budget(model(), BudgetConfig(energy=1.2e6, densities="pool"))
+
+
 def test_a_limit_is_shared_out_by_what_the_scopes_would_spend_on_products() -> None:
     bought = apply_budget(model("mixed:dense,adder"), BudgetConfig(energy=1.2e6))
     amounts = {s.name: s.limit.amount for s in bought.topology.scopes if s.limit is not None}
