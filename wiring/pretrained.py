@@ -30,16 +30,18 @@ def adopt(
     nodes: nn.Module | None = None
     skip = False
 
-    def put(target: Tensor, value: Tensor, what: str) -> None:
-        filled.add(id(target))
-        if skip:
-            return
-        if len(target.reshape(-1)) != value.numel() or target.shape[:1] != value.shape[:1]:
+    def fitting(shape: torch.Size, value: Tensor, what: str) -> Tensor:
+        if shape.numel() != value.numel() or shape[:1] != value.shape[:1]:
             raise WiringError(
-                f"pretrained weights do not fit: {what} is {list(target.shape)} here and "
+                f"pretrained weights do not fit: {what} is {list(shape)} here and "
                 f"{list(value.shape)} there"
             )
-        target.copy_(value.view(target.shape))
+        return value.view(shape)
+
+    def put(target: Tensor, value: Tensor, what: str) -> None:
+        filled.add(id(target))
+        if not skip:
+            target.copy_(fitting(target.shape, value, what))
 
     for name, tensors in _modules(state).items():
         if "running_mean" in tensors:
@@ -51,7 +53,11 @@ def adopt(
         if bundle is None:
             raise WiringError(f"pretrained weights do not fit: there is no bundle for '{name}'")
         skip, nodes = bundle.name in fresh, graph.nodes[bundle.destination]
-        put(graph.op(bundle.name).weight, tensors["weight"], f"bundle '{bundle.name}'")
+        op = graph.op(bundle.name)
+        filled.update(id(parameter) for parameter in op.parameters())
+        if not skip:
+            what = f"bundle '{bundle.name}'"
+            op.approximate(fitting(op.shape, tensors["weight"], what))
         if "bias" in tensors:
             bias = _find(nodes, Bias, name).bias
             assert isinstance(bias, Tensor)

@@ -18,7 +18,7 @@ from wiring.errors import CheckpointError, WiringError
 from wiring.graph import measure, telemetry
 from wiring.graph.dynamic import ContinuousGraph
 from wiring.graph.neural import attach
-from wiring.graph.rules import Phase, clock_at
+from wiring.graph.phases import Phase, clock_at
 from wiring.network import build_network
 from workers.checkpoint import Checkpoint
 from workers.data import ImageData
@@ -30,6 +30,7 @@ from workers.spec import TrainConfig, TrialSpec
 Row = dict[str, Any]
 Progress = Callable[[int, int, int], None]
 TICK_SECONDS = 1.0
+EXAMPLES = 512  # images that operators look at between stages
 
 
 class Diverged(Exception):
@@ -102,7 +103,7 @@ class Trainer:
             fused=not train.mixed_precision,
         )
         self.steps = data.steps(train.batch_size)
-        attach(self.network, self.optimizer, steps=train.epochs * self.steps)
+        attach(self.network, self.optimizer, steps=train.epochs * self.steps, data=self._examples)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.mixed_precision)
         if train.batch_size == 1 or data.counts["train"] == 1:
             _allow_single_values(self.network)
@@ -189,6 +190,13 @@ class Trainer:
 
     def _where(self, step: int) -> str:
         return f" in epoch {self.epoch + 1} at step {step} of {self.steps}"
+
+    def _examples(self) -> list[Tensor]:
+        """Training images as operators look at when they enter a stage; the same each time."""
+        images, size = EXAMPLES, evaluation_batch(self.spec.train)
+        batches = self.data.train_batches(0, batch_size=size, seed=self.spec.seed)
+        taken = itertools.islice(batches, math.ceil(images / size))
+        return [x.to(self.device) for x, _ in taken]
 
     def _calibrate(self) -> None:
         """Give the batch norms the moments of the present weights and wiring."""

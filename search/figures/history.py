@@ -161,7 +161,9 @@ class History:
             values = torch.zeros(size)
             values[flat] = torch.from_numpy(snapshot.weights[begin:end])
             for name, part in wiring.split(values).items():
-                self.network.graph.op(name).weight.data = part.clone()
+                op = self.network.graph.op(name)
+                if not op.tied:
+                    op.weight.data = part.clone()
         graph, row = self.network.graph, self.rows.get(snapshot.epoch, {})
         if isinstance(graph, ContinuousGraph):
             graph.counts[0] = int(row.get("val_nfe", 0))

@@ -15,7 +15,27 @@ RULES = EDGE_RULES.names()
 OPS = [*(Component(name=name) for name in EDGE_OPS.names())]
 if "xnor" in EDGE_OPS.names():
     OPS.append(Component(name="xnor", input_scale=True))
+# Every operator with one rule, and every rule with two operators: all pairs would take an hour.
+PAIRS = [
+    *((op, "dnw") for op in OPS),
+    *(
+        (Component(name=name), rule)
+        for name in ("dense", "xnor")
+        for rule in RULES
+        if rule != "dnw"
+    ),
+]
 SIDE = 12
+
+
+def pair_name(value: object) -> str:
+    """A readable test id for an operator or a rule."""
+    return op_name(value) if isinstance(value, Component) else str(value)
+
+
+def is_tied(op: Component) -> bool:
+    """Whether the operator's edges share parameters, so that none of its nodes can be cut out."""
+    return EDGE_OPS.get(op.name).tied
 
 
 def op_name(op: Component) -> str:
@@ -88,7 +108,8 @@ def trained(model: ModelSpec, *, steps: int = 3, seed: int = 0) -> Network:
     """A network after a few steps, so that no parameter has its first value; in eval mode."""
     network = build_network(model, seed=seed).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    attach(network, optimizer, steps=steps)
+    steps = max(steps, len(network.graph.phases())) if network.graph.staged else steps
+    attach(network, optimizer, steps=steps, data=lambda: [images(channels=model.image.channels)])
     targets = torch.arange(6) % model.classes
     for step in range(steps):
         optimizer.zero_grad()

@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import OPS, RULES, images, mixed_topology, op_name, spec, trained
+from small_networks import (
+    OPS,
+    PAIRS,
+    images,
+    mixed_topology,
+    op_name,
+    pair_name,
+    spec,
+    trained,
+)
 from torch import Tensor
 
 import wiring
@@ -57,8 +66,7 @@ def check(network: Network, compiled: CompiledNetwork, x: Tensor) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("op", OPS, ids=op_name)
+@pytest.mark.parametrize(("op", "rule"), PAIRS, ids=pair_name)
 @pytest.mark.parametrize("kind", ["conv", "tiny"])
 def test_it_returns_what_evaluation_returns_for_every_operator_and_rule(
     op: Component, rule: str, kind: str
@@ -131,11 +139,12 @@ def topologies(draw: st.DrawFn) -> Topology:
     return plain.replace(scopes=[scope.to_dict() for scope in scopes])
 
 
-@given(topologies(), st.sampled_from(OPS), st.sampled_from(RULES), st.booleans())
+@given(topologies(), st.sampled_from(PAIRS), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_any_topology_is_compiled_to_the_same_function(
-    topology: Topology, op: Component, rule: str, mixed: bool
+    topology: Topology, pair: tuple[Component, str], mixed: bool
 ) -> None:
+    op, rule = pair
     if mixed:  # one bundle in floating point, before, between or behind the others
         first, *others = (bundle.to_dict() for bundle in topology.bundles)
         topology = topology.replace(bundles=[{**first, "op": {"name": "dense"}}, *others])

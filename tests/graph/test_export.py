@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_networks import OPS, RULES, images, mixed_topology, op_name, spec, trained
+from small_networks import PAIRS, images, mixed_topology, pair_name, spec, trained
 
 from wiring.compact import compact
 from wiring.config import Component
@@ -24,8 +24,6 @@ from wiring.graph.rules import EDGE_RULES
 from wiring.graph.scope import ScopeWiring
 from wiring.network import StemSpec
 
-RULE_AND_OP = [(op, rule) for op in OPS for rule in RULES]
-
 
 def payload(path: Path) -> tuple[int, int]:
     """(tensors, bytes of all of them) by the file's own header."""
@@ -35,8 +33,7 @@ def payload(path: Path) -> tuple[int, int]:
     return len(header) - ("__metadata__" in header), len(data) - 8 - header_size
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("op", OPS, ids=op_name)
+@pytest.mark.parametrize(("op", "rule"), PAIRS, ids=pair_name)
 @pytest.mark.parametrize("kind", ["conv", "tiny"])
 def test_a_network_comes_back_the_same_for_every_operator_and_rule(
     tmp_path: Path, op: Component, rule: str, kind: str
@@ -52,8 +49,7 @@ def test_a_network_comes_back_the_same_for_every_operator_and_rule(
         assert torch.equal(live, again.graph.live()[name])
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("op", OPS, ids=op_name)
+@pytest.mark.parametrize(("op", "rule"), PAIRS, ids=pair_name)
 @pytest.mark.parametrize("budgets", [(12, 14, 6), (80, 200, 20)])
 def test_the_payload_has_the_bits_of_the_cost(
     tmp_path: Path, op: Component, rule: str, budgets: tuple[int, int, int]

@@ -6,7 +6,16 @@ import math
 
 import pytest
 import torch
-from small_networks import OPS, RULES, images, mixed_topology, op_name, spec, trained
+from small_networks import (
+    OPS,
+    PAIRS,
+    images,
+    mixed_topology,
+    op_name,
+    pair_name,
+    spec,
+    trained,
+)
 from torch import nn
 
 from wiring.config import Component
@@ -224,8 +233,7 @@ def test_a_network_without_dead_parts_weighs_what_its_parameters_weigh(
     assert cost.index_bits == 0
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("op", OPS, ids=op_name)
+@pytest.mark.parametrize(("op", "rule"), PAIRS, ids=pair_name)
 def test_more_live_edges_never_cost_less(op: Component, rule: str) -> None:
     few, many = (
         build_network(spec(mixed_topology(budgets=budgets), op, rule))

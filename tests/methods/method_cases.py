@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wiring.graph.edges import EDGE_OPS, EdgeOp
+from wiring.graph.edges import EDGE_OPS, EdgeOp, Seen
+from wiring.graph.staged import StagedOp
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def masks(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor]:
     return live, live | (drawn > 0.8)
 
 
-def make(name: str, shape: Shape, **options: Any) -> EdgeOp:
-    """A float64 operator with weights spread around the clipping borders."""
+def make(name: str, shape: Shape, *, stage: int = 0, **options: Any) -> EdgeOp:
+    """A float64 operator with weights spread around the clipping borders, taken to a stage."""
     op = EDGE_OPS.get(name)(
         shape.sources,
         shape.destinations,
@@ -67,8 +68,21 @@ def make(name: str, shape: Shape, **options: Any) -> EdgeOp:
     ).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        op.weight.copy_(torch.randn(op.weight.shape, generator=generator, dtype=torch.float64))
+        drawn = torch.randn(op.shape, generator=generator, dtype=torch.float64)
+        if not op.tied:
+            op.weight.copy_(drawn)
+        for number in range(1, stage + 1):
+            assert isinstance(op, StagedOp)
+            op.enter(number, masks(shape)[0], _seen(op, shape))
     return op
+
+
+def _seen(op: EdgeOp, shape: Shape) -> Seen | None:
+    """What operators that look at data are shown: 16 images."""
+    if not op.needs_data:
+        return None
+    x = images(replace(shape, batch=16), seed=3)
+    return Seen(x, x)
 
 
 def images(shape: Shape, seed: int = 2) -> Tensor:
@@ -81,7 +95,7 @@ def images(shape: Shape, seed: int = 2) -> Tensor:
 
 def windows(x: Tensor, op: EdgeOp) -> Tensor:
     """[N, 1, S·kh·kw, P]: what each output pixel sees, padding as 0."""
-    kernel = (op.weight.shape[2], op.weight.shape[3])
+    kernel = (op.shape[2], op.shape[3])
     return F.unfold(x, kernel, padding=op.padding, stride=op.stride)[:, None]
 
 
@@ -125,22 +139,46 @@ DEFINITIONS: dict[str, Callable[[EdgeOp, Tensor, Tensor], Tensor]] = {
     "adder": _naive_adder,
 }
 
-SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *((name, {}) for name in EDGE_OPS.names()),
-    ("bwn", {"weight_gradient": "paper"}),
-    ("bwn", {"weight_gradient": "repo"}),
-    ("xnor", {"weight_gradient": "paper"}),
-    ("xnor", {"weight_gradient": "repo"}),
-    ("xnor", {"input_scale": True}),
-    ("adder", {"weight_gradient": "sign"}),
-    ("adder", {"input_gradient": "full"}),
+
+@dataclass(frozen=True)
+class Setting:
+    """An operator with options, in one of its stages."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    stage: int = 0
+
+    @property
+    def tied(self) -> bool:
+        return EDGE_OPS.get(self.name).tied
+
+    def make(self, shape: Shape) -> EdgeOp:
+        return make(self.name, shape, stage=self.stage, **self.options)
+
+
+def _stages(name: str) -> int:
+    return len(make(name, SHAPES[0]).phases())
+
+
+SETTINGS: tuple[Setting, ...] = (
+    *(Setting(name, stage=stage) for name in EDGE_OPS.names() for stage in range(_stages(name))),
+    Setting("bwn", {"weight_gradient": "paper"}),
+    Setting("bwn", {"weight_gradient": "repo"}),
+    Setting("xnor", {"weight_gradient": "paper"}),
+    Setting("xnor", {"weight_gradient": "repo"}),
+    Setting("xnor", {"input_scale": True}),
+    Setting("adder", {"weight_gradient": "sign"}),
+    Setting("adder", {"input_gradient": "full"}),
 )
+OWN = tuple(setting for setting in SETTINGS if not setting.tied)
+TIED = tuple(setting for setting in SETTINGS if setting.tied)
 
 
 def label(value: object) -> str:
     """A test id for a shape or a setting."""
     if isinstance(value, Shape):
         return value.name.replace(" ", "-")
-    if isinstance(value, tuple):
-        return "-".join([value[0], *(f"{k}={v}" for k, v in value[1].items())])
+    if isinstance(value, Setting):
+        stage = [f"stage{value.stage}"] if value.stage else []
+        return "-".join([value.name, *stage, *(f"{k}={v}" for k, v in value.options.items())])
     return str(value)

@@ -10,7 +10,8 @@ import torch
 from rule_cases import BUDGET, STEPS, Training, graph, scope_of, topology
 
 from wiring.errors import WiringError
-from wiring.graph.rules import EDGE_RULES, EdgeRule, Phase, clock_at
+from wiring.graph.phases import Phase, clock_at
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 
 BORDER = STEPS // 2

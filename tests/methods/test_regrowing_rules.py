@@ -9,8 +9,9 @@ import torch
 from rule_cases import STEPS, Training, graph, scope_of
 
 from wiring.errors import BudgetError, WiringError
+from wiring.graph.phases import Clock
 from wiring.graph.regrow import Regrowing
-from wiring.graph.rules import EDGE_RULES, Clock
+from wiring.graph.rules import EDGE_RULES
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 
 NAMES = ("set", "snfs", "rigl")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from rule_cases import BUDGET, STEPS, Training, graph, scope_of
 
-from wiring.graph.rules import EDGE_RULES, EdgeRule, clock_at
+from wiring.graph.phases import clock_at
+from wiring.graph.rules import EDGE_RULES, EdgeRule
 
 
 def surgery(budget: int = 2, **options: object) -> EdgeRule:

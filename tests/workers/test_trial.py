@@ -25,7 +25,7 @@ from workers.trial import run_trial
 COLUMNS = (
     "epoch train_loss train_accuracy val_loss val_accuracy lr phase live_edges swaps swap_rate "
     "mean_age age_q1 median_age age_q3 dead_nodes depth "
-    "multiplications additions xnors lookups weight_bits index_bits energy step_ms epoch_seconds "
+    "multiplications additions xnors lookups weight_bits index_bits transforms activation_bits energy memory_energy step_ms epoch_seconds "
     "time"
 )
 

@@ -92,7 +92,7 @@ class BinaryWeights(EdgeOp):
         return int(live.any(dim=3).any(dim=2).any(dim=1).sum())
 
     @torch.no_grad()
-    def after_step(self, live: Tensor, learn: Tensor) -> None:
+    def after_step(self, live: Tensor, learn: Tensor, lr: float = 0.0) -> None:
         """Centre over the sources, then clamp to ±1, as the released code does after a step.
 
         Only edges in `learn` move. A mean over sources is subtracted only where all sources of

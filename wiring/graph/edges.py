@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wiring.config import Config, NoOptions, parse
 from wiring.cost import Cost
 from wiring.errors import WiringError
+from wiring.graph.phases import Phase
 from wiring.graph.topology import Step
 from wiring.registry import Registry
 
@@ -87,20 +88,40 @@ def one_at_a_time(kernel: Kernel) -> Kernel:
     return call
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a layer reads, on the images of a calibration set; both float32 [N, S, H, W].
+
+    `full` in the network as it was, `here` in the network whose earlier layers have changed.
+    """
+
+    full: Tensor
+    here: Tensor
+
+
 class EdgeOp(nn.Module, ABC):
     """How the edges of one bundle compute. Subclasses hold `self.weight` [D, S, kh, kw].
 
     A dead edge contributes exactly 0 whatever its weight, so every operator applies `live`
     itself: |x - 0| is not 0, sign(0) is +1, and a scale averages live edges only.
+
+    Operators whose edges share parameters derive from `TiedOp` (`tied.py`), those that train in
+    stages from `StagedOp` (`staged.py`).
     """
 
     paper: ClassVar[str] = ""
+    # One or two sentences: when to take this method, and when another.
+    use: ClassVar[str] = ""
     Options: ClassVar[type[Config]] = NoOptions
     # A group that receives such sums and has no norm gets one, before its other steps.
     needs_norm: ClassVar[bool] = False
     # The output jumps where an input crosses a border (takes signs, rounds): when a network is
     # compiled, what leads up to such an operator stays as it is to the last bit.
     sensitive: ClassVar[bool] = False
+    # Edges share parameters: no rule can set the weight of one.
+    tied: ClassVar[bool] = False
+    # `approximate` and `enter` look at what the layer reads: they are given `Seen`.
+    needs_data: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -117,8 +138,13 @@ class EdgeOp(nn.Module, ABC):
         self.stride = stride
         self.padding = padding
         self.options = self.parse_options(options or {})
-        self.weight = nn.Parameter(torch.empty(destinations, sources, *kernel))
+        self.shape = torch.Size((destinations, sources, *kernel))
+        self.make_parameters()
         self.reset_parameters(fan_in or sources * math.prod(kernel))
+
+    def make_parameters(self) -> None:
+        """Create the parameters and buffers of `self.shape`; by default a weight for each edge."""
+        self.weight = nn.Parameter(torch.empty(self.shape))
 
     @classmethod
     def parse_options(cls, options: dict[str, Any]) -> Any:
@@ -140,6 +166,25 @@ class EdgeOp(nn.Module, ABC):
     def cost(self, live: Tensor, positions: int) -> Cost:
         """Cost of the live edges [D, S, kh, kw] at `positions` output pixels; no index bits."""
 
+    @property
+    def input_bits(self) -> int:
+        """Bits of an input value as this operator reads it."""
+        return WEIGHT_BITS
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The stretches that training of this operator consists of; one unless it is staged."""
+        return (Phase("train"),)
+
+    @torch.no_grad()
+    def approximate(self, weight: Tensor, seen: Seen | None = None) -> None:
+        """Take over the weights [D, S, kh, kw] of an ordinary convolution, as near as this
+        operator can come. `seen` is given where `needs_data`."""
+        self.weight.copy_(weight)
+
+    def verify(self, live: Tensor) -> None:
+        """Raises WiringError where the live edges are no longer what this operator promises
+        (two values a row, so many centroids, …); by default there is nothing to break."""
+
     def scores(self, out: Tensor | None = None) -> Tensor:
         """What a rule ranks: the magnitude of each edge, [D, S, kh, kw], without gradient.
 
@@ -155,8 +200,9 @@ class EdgeOp(nn.Module, ABC):
         """Optimiser pre-step hook: change `self.weight.grad` in place; nothing by default."""
 
     @torch.no_grad()
-    def after_step(self, live: Tensor, learn: Tensor) -> None:
-        """Optimiser post-step hook: project the weights; nothing by default."""
+    def after_step(self, live: Tensor, learn: Tensor, lr: float = 0.0) -> None:
+        """Optimiser post-step hook: project the weights; nothing by default. `lr` is the rate of
+        the step, for proximal steps."""
 
     @classmethod
     def arrange(cls, steps: tuple[Step, ...], options: Any) -> tuple[Step, ...]:
@@ -195,7 +241,7 @@ class EdgeOp(nn.Module, ABC):
         """
         restricted: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
-            if tensor.shape[:2] == self.weight.shape[:2]:
+            if tensor.shape[:2] == self.shape[:2]:
                 restricted[name] = tensor[destinations][:, sources]
             elif tensor.dim() == 0:
                 restricted[name] = tensor

@@ -99,10 +99,15 @@ def kept_nodes(network: Classifier) -> dict[str, Tensor]:
     """Nodes that remain when a network is compacted; bool [size] by group.
 
     The used ones. Besides, an image's own channels stay, a scope keeps a live edge with both
-    its nodes, and a group keeps one node: a topology has no empty parts.
+    its nodes, and a group keeps one node: a topology has no empty parts. Edges that share
+    parameters cannot be cut, so all their nodes stay.
     """
     graph, topology = network.graph, network.graph.topology
     kept = used_nodes(graph)
+    for bundle in topology.bundles:
+        if graph.op(bundle.name).tied:
+            for name in (bundle.destination, *bundle.sources):
+                kept[name].fill_(True)
     if len(network.stem) == 0:
         kept[topology.input.name].fill_(True)
     live = graph.live()
@@ -277,18 +282,6 @@ def passes(network: Classifier) -> int:
     return graph.count_passes(x.to(next(graph.parameters())))
 
 
-def _repeated(cost: Cost, times: int) -> Cost:
-    """The operations `times` over; what weighs does so once."""
-    return Cost(
-        times * cost.multiplications,
-        times * cost.additions,
-        times * cost.xnors,
-        times * cost.lookups,
-        cost.weight_bits,
-        cost.index_bits,
-    )
-
-
 def total_cost(network: Classifier) -> Cost:
     """The sum of `cost_table`."""
     return total([row.cost for row in cost_table(network)])
@@ -323,7 +316,7 @@ def cost_table(network: Classifier, *, whole: bool = False) -> list[CostRow]:
             if bundle.destination == group.name:
                 mask = cut(live[bundle.name], topology, bundle, kept)
                 cost = graph.op(bundle.name).cost(mask, math.prod(sides[group.name][0]))
-                rows.append(CostRow(bundle.name, "edges", _repeated(cost, times)))
+                rows.append(CostRow(bundle.name, "edges", cost.repeated(times)))
         nodes = int(kept[group.name].sum())
         for skip in topology.skips:
             if skip.destination == group.name and skip.gate:
@@ -347,7 +340,7 @@ def cost_table(network: Classifier, *, whole: bool = False) -> list[CostRow]:
                 cost = Cost(additions=nodes * math.prod(after) * (group.window.size**2 - 1))
             else:
                 continue
-            rows.append(CostRow(f"{group.name}.{step}", step, _repeated(cost, times)))
+            rows.append(CostRow(f"{group.name}.{step}", step, cost.repeated(times)))
     for name, wiring in graph.wirings():
         living, allowed = wiring.split(wiring.live), wiring.split(wiring.allowed)
         counts = [
@@ -392,7 +385,7 @@ def edge_prices(network: Classifier) -> dict[str, float]:
             bundle = topology.bundle(name)
             all_live = torch.ones(topology.weight_shape(bundle), dtype=torch.bool)
             positions = math.prod(sides[bundle.destination][0])
-            cost = _repeated(graph.op(name).cost(all_live, positions), max(1, graph.passes))
+            cost = graph.op(name).cost(all_live, positions).repeated(max(1, graph.passes))
             prices[name] = float(getattr(cost, unit)) / all_live.numel()
     return prices
 

@@ -7,8 +7,9 @@ The subclasses say how values run through it: `StaticGraph` in one pass, `Discre
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,11 @@ from wiring.config import Component
 from wiring.errors import BudgetError, TopologyError, WiringError
 from wiring.graph.edges import EDGE_OPS, EdgeOp
 from wiring.graph.nodes import Gate, NodeOp
-from wiring.graph.rules import EDGE_RULES, Clock, Phase, ScopeEdges, clock_at
+from wiring.graph.phases import Clock, Phase, clock_at, phase_ends
+from wiring.graph.rules import EDGE_RULES, ScopeEdges, learning_rate
 from wiring.graph.scope import ScopeWiring
+from wiring.graph.staged import Progress, enter_stage, staged
+from wiring.graph.tied import TiedOp
 from wiring.graph.topology import NodeGroup, Topology
 
 
@@ -56,6 +60,8 @@ class NeuralGraph(nn.Module, ABC):
             limit = None if scope.limit is None else scope.limit.amount
             chosen = make_rule(topology.live_edges(scope), rule.options, limit=limit)
             self.scopes[scope.name] = ScopeWiring(topology, scope, chosen)
+        self._tie()
+        self.staged = staged(self.op(bundle.name) for bundle in topology.bundles)
         self.clock = Clock()
         self._settled = False
         self._select_first([n for n, w in self.wirings() if w.rule.limit is None])
@@ -81,6 +87,21 @@ class NeuralGraph(nn.Module, ABC):
         ):
             steps = ("norm", *steps)
         return steps
+
+    def _tie(self) -> None:
+        """Tell operators whose edges share parameters where all of them live for good. Raises
+        WiringError for rules that set single weights of such edges."""
+        for name, wiring in self.wirings():
+            rule, edges = wiring.rule, len(wiring.live)
+            ops = [op for bundle in wiring.shapes if isinstance(op := self.op(bundle), TiedOp)]
+            if ops and rule.needs_own_weights:
+                raise WiringError(
+                    f"rule {type(rule).__name__} sets single weights or reads their gradients; the "
+                    f"edges of {type(ops[0]).__name__} in scope '{name}' share their parameters"
+                )
+            whole = rule.limit is None and rule.keeps_budget and rule.budget >= edges
+            for op in ops:
+                op.always_whole = whole and not rule.drops and wiring.unusable is None
 
     @property
     def passes(self) -> int:
@@ -155,8 +176,29 @@ class NeuralGraph(nn.Module, ABC):
             self._settled = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """The stretches that training with this graph's rule consists of."""
+        """The stretches of training: those of the rule, then the later stages of the operators.
+
+        The rule's share a training in proportion to the operators' first stage.
+        """
+        chosen = self._rule_phases()
+        if not self.staged:
+            return chosen
+        first, *later = self.staged[0].phases()
+        scale = first.share / sum(phase.share for phase in chosen)
+        return (*(replace(phase, share=scale * phase.share) for phase in chosen), *later)
+
+    def _rule_phases(self) -> tuple[Phase, ...]:
         return self.wirings()[0][1].rule.phases()
+
+    @property
+    def stage(self) -> int:
+        """The stage of the operators, 0 where they have but one."""
+        return max((op.stage for op in self.staged), default=0)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether an operator looks at data when it enters a stage."""
+        return any(op.needs_data for op in self.staged)
 
     def set_prices(self, prices: Mapping[str, float]) -> None:
         """What a live edge of each bundle costs, in the unit of the scopes' limits or, for rules
@@ -175,7 +217,7 @@ class NeuralGraph(nn.Module, ABC):
         rule = wiring.rule
         if rule.limit is None or rule.prices is None:
             return
-        if self.clock.phase < len(self.phases()) - 1:
+        if self.clock.phase < len(self._rule_phases()) - 1:
             return  # rules that train a larger network first keep to it in the end
         spent = float(rule.prices.double()[wiring.live].sum())
         if spent > rule.limit * (1 + 1e-6):
@@ -220,11 +262,19 @@ class NeuralGraph(nn.Module, ABC):
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Project the weights, then choose the live edges; call after every optimiser step."""
-        live, moves = self.live(), self._moves()
+        """Project the weights, then choose the live edges; call after every optimiser step.
+
+        Operators enter their later stages in `advance`, and from then on no edge comes or goes.
+        """
+        live, moves, lr = self.live(), self._moves(), learning_rate(optimizer)
         for bundle in self.topology.bundles:
-            self.op(bundle.name).after_step(live[bundle.name], moves[bundle.name])
+            self.op(bundle.name).after_step(live[bundle.name], moves[bundle.name], lr)
         self._set_clock(self.clock.step + 1, self.clock.steps)
+        if self.due_stage > 0:
+            for _, wiring in self.wirings():
+                if wiring.rule.drops:
+                    wiring.acting.copy_(wiring.live)
+            return
         names, wirings = zip(*self.wirings(), strict=True)
         edges = [self.edges(wiring, optimizer) for wiring in wirings]
         type(wirings[0].rule).balance([wiring.rule for wiring in wirings], edges)
@@ -253,20 +303,38 @@ class NeuralGraph(nn.Module, ABC):
         """Say how many optimiser steps training takes. Raises WiringError where a rule must know
         and nobody does."""
         for name, wiring in self.wirings():
-            if wiring.rule.scheduled and steps is None:
-                kind = type(wiring.rule).__name__
+            scheduled = f"rule {type(wiring.rule).__name__}" if wiring.rule.scheduled else ""
+            if self.staged:
+                scheduled = f"operator {type(self.staged[0]).__name__}"
+            if scheduled and steps is None:
                 raise WiringError(
-                    f"rule {kind} of scope '{name}' follows a schedule: "
+                    f"{scheduled} of scope '{name}' follows a schedule: "
                     "say attach(..., steps=...), the optimiser steps of the whole training"
                 )
+        stages = self.staged[0].phases() if self.staged else ()
+        if steps is not None and steps < len(stages):
+            raise WiringError(
+                f"operator {type(self.staged[0]).__name__} trains in {len(stages)} stages, for "
+                f"which {steps} optimiser steps are too few"
+            )
         self._set_clock(self.clock.step, steps)
         for _, wiring in self.wirings():
             wiring.rule.begin()
 
+    @property
+    def due_stage(self) -> int:
+        """The stage that operators should be in by the clock."""
+        return max(0, self.clock.phase - len(self._rule_phases()) + 1) if self.staged else 0
+
     def _set_clock(self, step: int, steps: int | None) -> None:
-        self.clock = clock_at(step, steps, self.phases())
+        clock = self.clock = clock_at(step, steps, self.phases())
+        last = len(self._rule_phases()) - 1
+        if self.staged and steps is not None and clock.phase >= last:
+            # For the rule its last phase lasts to the end: it began when the one before did end.
+            begin = phase_ends(steps, self.phases())[last - 1] if last else 0
+            clock = Clock(step, steps, last, begin, steps)
         for _, wiring in self.wirings():
-            wiring.rule.clock = self.clock
+            wiring.rule.clock = clock
 
     def get_extra_state(self) -> Tensor:
         """The optimiser steps done, int64: what schedules go by."""
@@ -277,17 +345,60 @@ class NeuralGraph(nn.Module, ABC):
         self._scale_dropout()
 
 
+def graphs_in(module: nn.Module) -> list[NeuralGraph]:
+    """Every neural graph inside a module."""
+    return [part for part in module.modules() if isinstance(part, NeuralGraph)]
+
+
+def advance(
+    module: nn.Module,
+    batches: Sequence[Tensor] | None = None,
+    *,
+    stage: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Take the operators inside `module` to a stage, by default the last, through those between.
+
+    `batches` are inputs of `module`, for operators that look at data. Raises WiringError where
+    these are missing, and where the graphs inside have operators of different stages.
+    """
+    live = {id(g.op(name)): mask for g in graphs_in(module) for name, mask in g.live().items()}
+    ops = staged(op for op in module.modules() if isinstance(op, EdgeOp))
+    if not ops:
+        return
+    last = len(ops[0].phases()) - 1 if stage is None else stage
+    for number in range(ops[0].stage + 1, last + 1):
+        enter_stage(
+            module,
+            lambda name: live[id(module.get_submodule(name))],
+            stage=number,
+            batches=batches,
+            progress=progress,
+        )
+
+
 def attach(
-    module: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int | None = None
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int | None = None,
+    data: Callable[[], Sequence[Tensor]] | None = None,
 ) -> None:
     """Make an optimiser's step drive every neural graph inside `module`.
 
-    `steps` is how many optimiser steps training takes, for rules that follow a schedule. Call it
-    while the parameters have their first values: rules that rewind go back to those. Raises
-    WiringError for such a rule without `steps`.
+    `steps` is how many optimiser steps training takes, for rules that follow a schedule and
+    operators that train in stages. `data` gives inputs of `module`, some tens of images, for
+    operators that look at them when a stage begins. Call it while the parameters have their first
+    values: rules that rewind go back to those. Raises WiringError where one of the two is needed
+    and missing.
     """
-    graphs = [part for part in module.modules() if isinstance(part, NeuralGraph)]
+    graphs = graphs_in(module)
     for graph in graphs:
+        if graph.needs_data and data is None:
+            raise WiringError(
+                "an operator looks at images when its second stage begins: say "
+                "attach(..., data=...), a function that returns some batches"
+            )
         graph.begin(steps)
     first: dict[str, Tensor] = {}
     if any(phase.rewind for graph in graphs for phase in graph.phases()):
@@ -301,6 +412,10 @@ def attach(
     def after(*_: object) -> None:
         for graph in graphs:
             graph.after_step(optimizer)
+        due = max((graph.due_stage for graph in graphs), default=0)
+        if due > max((graph.stage for graph in graphs), default=0):
+            needy = data is not None and any(graph.needs_data for graph in graphs)
+            advance(module, data() if data is not None and needy else None, stage=due)
         begun = [graph.phases()[g.phase] for graph in graphs if (g := graph.clock).begins_phase]
         if any(phase.rewind for phase in begun):
             for name, tensor in _weights(module).items():

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from wiring.config import Config
 from wiring.errors import WiringError
-from wiring.graph.rules import EdgeRule, Phase, ScopeEdges, select_within
+from wiring.graph.phases import Phase
+from wiring.graph.rules import EdgeRule, ScopeEdges, select_within
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

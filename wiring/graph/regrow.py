@@ -37,6 +37,7 @@ class Regrowing(EdgeRule):
     """
 
     scheduled = True
+    needs_own_weights = True
     Options = RegrowOptions
 
     def __init__(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,56 +17,9 @@ from torch import Tensor, nn
 from wiring.config import Config, NoOptions, parse
 from wiring.errors import BudgetError
 from wiring.graph.edges import EdgeOp
+from wiring.graph.phases import Clock, Phase
 from wiring.kernels.select_edges import select_edges
 from wiring.registry import Registry
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training: `share` of all steps, at `lr` times the configured rate.
-
-    The schedule of the rate starts anew with a phase, and so does the optimiser's memory. With
-    `rewind` every parameter goes back to its first value when the phase begins.
-    """
-
-    name: str
-    share: float = 1.0
-    lr: float = 1.0
-    rewind: bool = False
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Where training stands: `step` optimiser steps of `steps` are done (None: nobody knows how
-    many there will be). `phase` is the number of the phase that the next step belongs to."""
-
-    step: int = 0
-    steps: int | None = None
-    phase: int = 0
-    phase_begin: int = 0
-    phase_end: int | None = None
-
-    @property
-    def begins_phase(self) -> bool:
-        """Whether the next step is the first of a phase that follows another."""
-        return self.phase > 0 and self.step == self.phase_begin
-
-
-def clock_at(step: int, steps: int | None, phases: Sequence[Phase]) -> Clock:
-    """The clock after `step` of `steps` optimiser steps.
-
-    The first and the last phase have at least one step, where there are two; others may have none.
-    """
-    if steps is None:
-        return Clock(step)
-    ends, share = [], 0.0
-    for phase in phases[:-1]:
-        share += phase.share
-        end = round(steps * share / sum(one.share for one in phases))
-        ends.append(min(max(end, 1), steps - 1))
-    ends.append(steps)
-    number = next((n for n, end in enumerate(ends) if step < end), len(ends) - 1)
-    return Clock(step, steps, number, 0 if number == 0 else ends[number - 1], ends[number])
 
 
 class ScopeEdges:
@@ -93,7 +45,7 @@ class ScopeEdges:
     def scores(self) -> Tensor:
         """What operators say of their edges. Where edges compete for a cost, operators do too:
         then each bundle's scores are multiples of its mean score."""
-        scores = self._ops[0].weight.new_empty(self.live.shape)
+        scores = torch.empty(self.live.shape, device=self.live.device, dtype=self._dtype())
         for op, part in zip(self._ops, self._split(scores), strict=True):
             op.scores(out=part)
             if self.prices is not None:
@@ -132,18 +84,33 @@ class ScopeEdges:
         """Views [D, S, kh, kw] of a flat tensor, one per bundle."""
         return self._split(flat)
 
+    @property
+    def lr(self) -> float:
+        """The optimiser's present rate, for proximal steps; 0 where there is no optimiser."""
+        return learning_rate(self._optimizer)
+
     def _momentum(self, op: EdgeOp) -> Tensor | None:
         state = {} if self._optimizer is None else self._optimizer.state.get(op.weight, {})
         found: Tensor | None = state.get("momentum_buffer", state.get("exp_avg"))
         return found
 
     def _split(self, flat: Tensor) -> list[Tensor]:
-        parts = torch.split(flat, [op.weight.numel() for op in self._ops])
-        return [part.view(op.weight.shape) for part, op in zip(parts, self._ops, strict=True)]
+        parts = torch.split(flat, [op.shape.numel() for op in self._ops])
+        return [part.view(op.shape) for part, op in zip(parts, self._ops, strict=True)]
+
+    def _dtype(self) -> torch.dtype:
+        """That of the operators' parameters, where they have any."""
+        found = (p.dtype for op in self._ops for p in op.parameters())
+        return next(found, torch.get_default_dtype())
 
     @staticmethod
     def _join(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat([part.flatten() for part in parts])
+
+
+def learning_rate(optimizer: torch.optim.Optimizer | None) -> float:
+    """The rate of an optimiser's first group of parameters; 0 of none."""
+    return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else 0.0
 
 
 def _or_zero(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -171,6 +138,8 @@ class EdgeRule(nn.Module, ABC):
     drops: ClassVar[bool] = False
     # Ranks edges by cost: the network tells it what an edge of each bundle costs.
     needs_prices: ClassVar[bool] = False
+    # Sets single weights or asks for their gradients: not for edges that share parameters.
+    needs_own_weights: ClassVar[bool] = False
     # Dropout is weakened as edges vanish, by √(live/usable) of the bundles behind it (Han 2015).
     scales_dropout: ClassVar[bool] = False
     Options: ClassVar[type[Config]] = NoOptions

@@ -41,6 +41,7 @@ class EnergyAwarePruning(IterativePruning):
 
     paper = "Yang, Chen, Sze: Designing Energy-Efficient CNNs using Energy-Aware Pruning, CVPR 2017"
     needs_prices = True
+    needs_own_weights = True
     Options = Options
     damage: Tensor
 

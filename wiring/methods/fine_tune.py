@@ -9,7 +9,8 @@ from __future__ import annotations
 from pydantic import PositiveFloat
 
 from wiring.graph.phased import CompleteFirst, PretrainOptions
-from wiring.graph.rules import EDGE_RULES, Phase
+from wiring.graph.phases import Phase
+from wiring.graph.rules import EDGE_RULES
 
 
 class Options(PretrainOptions):

@@ -14,7 +14,8 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from wiring.graph.phased import CompleteFirst, PretrainOptions
-from wiring.graph.rules import EDGE_RULES, Phase, ScopeEdges
+from wiring.graph.phases import Phase
+from wiring.graph.rules import EDGE_RULES, ScopeEdges
 
 
 class Options(PretrainOptions):
@@ -30,6 +31,7 @@ class AnnealedL1(CompleteFirst):
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
     learns_dead_edges = True
+    needs_own_weights = True
     Options = Options
 
     def phases(self) -> tuple[Phase, ...]:

@@ -9,7 +9,8 @@ By default half of training for each.
 from __future__ import annotations
 
 from wiring.graph.phased import CompleteFirst, PretrainOptions
-from wiring.graph.rules import EDGE_RULES, Phase
+from wiring.graph.phases import Phase
+from wiring.graph.rules import EDGE_RULES
 
 
 @EDGE_RULES.register("lottery")

@@ -20,7 +20,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from wiring.graph.phased import CompleteFirst, PretrainOptions
-from wiring.graph.rules import EDGE_RULES, Phase, ScopeEdges
+from wiring.graph.phases import Phase
+from wiring.graph.rules import EDGE_RULES, ScopeEdges
 
 
 class Options(PretrainOptions):

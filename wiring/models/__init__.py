@@ -1,0 +1,1 @@
+"""Any PyTorch network: converted into wired layers, compressed, measured, and turned back."""
