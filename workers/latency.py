@@ -33,7 +33,7 @@ from wiring.config import Config, parse
 from wiring.errors import ConfigError
 from wiring.files import write_atomic
 from wiring.graph.edges import Epilogue
-from wiring.graph.measure import convolved
+from wiring.graph.resolutions import convolved
 from wiring.graph.topology import Bundle
 from wiring.network import Network
 
@@ -163,8 +163,8 @@ class Predictor:
             return self._laws[step].us(work)
         except KeyError:
             raise ConfigError(
-                f"the table of latencies knows no step '{step}'; measure again with "
-                "'wiring profile', which takes every operator that is installed"
+                f"the table of latencies knows no step '{step}'; measure again with 'wiring profile "
+                f"--op {step.split()[0]}'"
             ) from None
 
     def knows(self, step: str) -> bool:

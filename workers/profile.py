@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -43,6 +43,7 @@ from workers.latency import (
     step_work,
 )
 
+OPERATORS = ("adder", "bwn", "dense", "xnor")  # unless others are asked for
 CHANNELS = (1, 512)
 SIDES = (1, 2, 4, 5, 7, 8, 14, 16, 28, 32)
 LARGEST = 3e7  # products of one call
@@ -60,13 +61,15 @@ def measure_profile(
     *,
     batch: int = 1,
     threads: int | None = None,
+    ops: Sequence[str] = OPERATORS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Profile:
-    """A table of what steps take, measured for `limit_s` seconds.
+    """A table of what the steps of networks with these operators take, measured for `limit_s`
+    seconds.
 
     `progress(seconds, samples)` is called after every case. Raises ConfigError where the time is
-    too short to measure every kind of step often enough.
+    too short to measure every kind of step often enough; UnknownNameError for an operator.
     """
     if batch < 1:
         raise ConfigError(f"batch must be at least 1, got {batch}")
@@ -77,26 +80,28 @@ def measure_profile(
     with with_threads(threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         used = torch.get_num_threads()
-        for case in itertools.cycle(_cases()):
+        for case in itertools.cycle(_cases(ops)):
             samples += case(rng, batch)
             spent = time.monotonic() - began
             if progress:
                 progress(spent, len(samples))
             if spent > STEPS_SHARE * limit_s:
                 break
-        known = _checked(samples, used, batch, limit_s)
+        known = _checked(samples, ops, used, batch, limit_s)
         while len(rows) < FEWEST or time.monotonic() - began < limit_s:
-            rows += _network(known, rng, batch)
+            rows += _network(known, ops, rng, batch)
             if progress:
                 progress(time.monotonic() - began, len(samples) + len(rows))
     return known.profile.replace(samples=[*samples, *rows])
 
 
-def _checked(samples: list[Sample], threads: int, batch: int, limit_s: float) -> Predictor:
+def _checked(
+    samples: list[Sample], ops: Sequence[str], threads: int, batch: int, limit_s: float
+) -> Predictor:
     """A predictor of steps. Raises ConfigError where some were measured too rarely."""
     counts = Counter(sample.step for sample in samples)
     rare = [step for step, count in counts.items() if count < FEWEST]
-    if rare or not all(f"{name} eager 1x1 {CHANNELS_LAST}" in counts for name in EDGE_OPS.names()):
+    if rare or not all(f"{name} eager 1x1 {CHANNELS_LAST}" in counts for name in ops):
         raise ConfigError(
             f"{limit_s:g} seconds are too short to measure every kind of step {FEWEST} times"
             + (f" ('{rare[0]}' {counts[rare[0]]} times)" if rare else "")
@@ -109,10 +114,10 @@ def _checked(samples: list[Sample], threads: int, batch: int, limit_s: float) ->
 Case = Callable[[np.random.Generator, int], list[Sample]]
 
 
-def _cases() -> list[Case]:
+def _cases(ops: Sequence[str]) -> list[Case]:
     """What is measured in turn; edges most often, for they decide."""
     edges: list[Case] = []
-    for name, layout in itertools.product(EDGE_OPS.names(), (CHANNELS_LAST, PLANAR)):
+    for name, layout in itertools.product(ops, (CHANNELS_LAST, PLANAR)):
         edges += [partial(_edges, name, layout, window) for window in WINDOWS]
     plain: list[Case] = [_convolution, _linear, _nodes, _join_and_pack, _nodes, _join_and_pack]
     # In the order of a shuffled pack: a limit that cuts a round short leaves nothing out.
@@ -165,13 +170,13 @@ def _edges(
     if op.sensitive and layout == PLANAR:
         return []
     density = float(np.exp(rng.uniform(np.log(0.02), 0)))
-    live = torch.rand(op.weight.shape) < density
+    live = torch.rand(op.shape) < density
     live[0, 0] = True
     x = torch.randn(batch, sources, side, side).contiguous(memory_format=LAYOUTS[layout])
     epilogue = _epilogue(destinations) if rng.random() < 0.5 else Epilogue()
     work = bundle_work(
         x.shape,
-        op.weight.shape,
+        op.shape,
         stride=stride,
         padding=padding,
         density=float(live.float().mean()),
@@ -263,9 +268,11 @@ def _join_and_pack(rng: np.random.Generator, batch: int) -> list[Sample]:
     return [Sample(step=k, work=w, us=shortest_us(run)) for k, (run, w) in calls.items()]
 
 
-def _network(known: Predictor, rng: np.random.Generator, batch: int) -> list[Sample]:
+def _network(
+    known: Predictor, ops: Sequence[str], rng: np.random.Generator, batch: int
+) -> list[Sample]:
     """A whole network drawn at random, in the forms that were predicted to be fastest."""
-    network = compact(build_network(_draw(rng), seed=int(rng.integers(1 << 31)))).eval()
+    network = compact(build_network(_draw(ops, rng), seed=int(rng.integers(1 << 31)))).eval()
     image = network.spec.image
     x = torch.randn(batch, image.channels, image.side, image.side)
     lowered = Lowered(network, x, CHANNELS_LAST, known)
@@ -275,7 +282,7 @@ def _network(known: Predictor, rng: np.random.Generator, batch: int) -> list[Sam
     return [Sample(step=NETWORK, work=work, us=us)]
 
 
-def _draw(rng: np.random.Generator) -> ModelSpec:
+def _draw(ops: Sequence[str], rng: np.random.Generator) -> ModelSpec:
     """One to twelve layers that read up to three earlier ones each, halving now and then."""
     channels, side = int(rng.choice([1, 3])), int(rng.choice([16, 28, 32]))
     norm = str(rng.choice(["batch", "batch", "instance"]))
@@ -314,6 +321,6 @@ def _draw(rng: np.random.Generator) -> ModelSpec:
         stem=StemSpec(stride=int(rng.choice([1, 2]))),
         topology=distribute(parse(Topology, plain), density),
         head=HeadSpec(),
-        op=Component(name=str(rng.choice(EDGE_OPS.names()))),
+        op=Component(name=str(rng.choice(list(ops)))),
         rule=Component(name="random"),
     )

@@ -29,6 +29,12 @@ def profile(
     threads: Annotated[
         int | None, typer.Option(help="Threads to time with (default: all cores).")
     ] = None,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--op", help="Operator to measure; repeatable (default: adder, bwn, dense, xnor)."
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure what networks take on this machine; budgets of latency-ms go by it.
@@ -45,7 +51,7 @@ def profile(
         return
     from workers.latency import save_profile
 
-    table = _measure(limit_s, batch, threads)
+    table = _measure(limit_s, batch, threads, options.names(ops))
     path = save_profile(table)
     report = {
         "file": str(path),
@@ -63,11 +69,11 @@ def profile(
         )
 
 
-def _measure(limit_s: float, batch: int, threads: int | None) -> Profile:
+def _measure(limit_s: float, batch: int, threads: int | None, ops: list[str] | None) -> Profile:
     from rich.progress import Progress, TextColumn
 
     from search.console import error_console
-    from workers.profile import measure_profile
+    from workers.profile import OPERATORS, measure_profile
 
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[count]}"))
     with Progress(*columns, console=error_console(), transient=True) as bar:
@@ -76,7 +82,9 @@ def _measure(limit_s: float, batch: int, threads: int | None) -> Profile:
         def show(spent: float, count: int) -> None:
             bar.update(task, completed=min(spent, limit_s), count=f"{count:,} measured")
 
-        return measure_profile(limit_s, batch=batch, threads=threads, progress=show)
+        return measure_profile(
+            limit_s, batch=batch, threads=threads, ops=ops or OPERATORS, progress=show
+        )
 
 
 def _check(as_json: bool) -> None:

@@ -60,12 +60,21 @@ class PretrainedOptions(LayeredOptions):
 class Layers:
     """Builds the topology of a layered network, layer by layer.
 
-    `density` in 0..1 is the share of a wired layer's edges that live.
+    `density` in 0..1 is the share of a wired layer's edges that live. `ends` is the operator of the
+    first and the last layer, None for that of the others.
     """
 
-    def __init__(self, image: ImageShape, *, density: float, options: LayeredOptions) -> None:
+    def __init__(
+        self,
+        image: ImageShape,
+        *,
+        density: float,
+        options: LayeredOptions,
+        ends: Component | None = DENSE,
+    ) -> None:
         self.density = exact(density)
         self.options = options
+        self.ends = ends
         self.last = IMAGE
         self._groups = [NodeGroup(name=IMAGE, size=image.channels)]
         self._bundles: list[Bundle] = []
@@ -122,7 +131,7 @@ class Layers:
                 kernel=(kernel, kernel),
                 stride=stride,
                 padding=padding,
-                op=None if len(self._bundles) else DENSE,
+                op=None if len(self._bundles) else self.ends,
             )
         )
         self._wired.append(len(self._bundles) > 1 or self.options.wire_first)
@@ -162,7 +171,7 @@ class Layers:
                 sources=(self.last,),
                 destination=CLASSES,
                 kernel=(side, side),
-                op=DENSE,
+                op=self.ends,
             )
         )
         self._wired.append(wired)
@@ -225,6 +234,8 @@ class LayeredSpace(Space):
 
     Options = LayeredOptions
     budget_choices = ("density",)  # `width` is about nodes here
+    # The operator of the first and the last layer; None for that of the others.
+    ends: ClassVar[Component | None] = DENSE
     # Torchvision's file for the large form; its name ends in the begin of its SHA-256.
     weights: ClassVar[str]
 
@@ -257,7 +268,9 @@ class LayeredSpace(Space):
 
     def build(self, values: Mapping[str, Any], image: ImageShape, classes: int) -> ModelSpec:
         """Raises ConfigError for images that the network's windows do not fit into."""
-        layers = Layers(image, density=values["density"], options=self.options)
+        layers = Layers(
+            image, density=values["density"], options=self.options, ends=self.ends
+        )
         self.layers(layers, values, image)
         spec = self.spec(
             values,

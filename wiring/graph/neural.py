@@ -270,7 +270,7 @@ class NeuralGraph(nn.Module, ABC):
         for bundle in self.topology.bundles:
             self.op(bundle.name).after_step(live[bundle.name], moves[bundle.name], lr)
         self._set_clock(self.clock.step + 1, self.clock.steps)
-        if self.due_stage > 0:
+        if self.stage > 0:
             for _, wiring in self.wirings():
                 if wiring.rule.drops:
                     wiring.acting.copy_(wiring.live)
