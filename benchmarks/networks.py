@@ -41,7 +41,7 @@ from benchmarks.harness import (
 from benchmarks.network_cases import NETWORKS, Form, dense, images, make, spec_of
 from wiring.compiled import CompiledNetwork
 from wiring.compiled.tuning import with_threads
-from wiring.graph.measure import total_cost
+from wiring.graph.costs import total_cost
 from wiring.kernels import backends
 from wiring.network import Network
 

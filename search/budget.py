@@ -23,7 +23,7 @@ from wiring.config import Component
 from wiring.cost import Cost, total
 from wiring.errors import BudgetError, ConfigError
 from wiring.graph.budgets import distribute, distribute_edges, wired_scopes
-from wiring.graph.measure import cost_table, edge_positions
+from wiring.graph.costs import cost_table, edge_positions
 from wiring.graph.mixed import expand, is_mixed, operators
 from wiring.graph.rules import EDGE_RULES
 from wiring.graph.topology import Limit, Topology

@@ -1,9 +1,18 @@
 """What one evaluation of a network on one image costs, and what its weights take to store.
 
-Energy per operation in picojoule, 45 nm (Horowitz, *Computing's energy problem*, ISSCC 2014):
-float32 multiply 3.7, float32 add 0.9, 8-bit add 0.03, 32-bit read from an 8 KiB cache 5 and from
-DRAM 640. A one-bit XNOR with its share of the population count is taken as an eighth of an 8-bit
-add.
+Energy in picojoule, 45 nm, of Horowitz (*Computing's energy problem*, ISSCC 2014, figure 1.1.9),
+as Han et al. (*Learning both weights and connections*, NIPS 2015, table 1) give them for 32 bits:
+
+| operation | pJ | operation | pJ |
+|---|---|---|---|
+| float32 multiply | 3.7 | 32 bits from or to an 8 KiB cache | 5 |
+| float32 add | 0.9 | 32 bits from DRAM | 640 |
+| 8-bit add | 0.03 | | |
+
+Horowitz reads 64 bits: 10 pJ from the cache, 1.3 to 2.6 nJ from DRAM, of which 640 is the lower
+end for 32. A one-bit XNOR with its share of the population count is in no table: an eighth of an
+8-bit add is taken. A look-up is one read of 32 bits from the cache. All other arithmetic, of
+bytes too, is priced as float32.
 """
 
 from __future__ import annotations
@@ -21,8 +30,8 @@ class Cost:
 
     `xnors` are of one bit each. `transforms` counts fast transforms (one Fourier, cosine or
     Walsh-Hadamard transform of one vector, or of one Winograd tile); what they multiply and add
-    is in `multiplications` and `additions`. `activation_bits` are read and written between
-    operations: each value once by what computes it, once by what reads it.
+    is in `multiplications` and `additions`. `activation_bits` are moved between operations: each
+    value once by what computes it, and once by everything that reads it.
     """
 
     multiplications: int = 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wiring.config import Component, Config
 from wiring.graph.build import build_graph
-from wiring.graph.measure import edge_prices
+from wiring.graph.costs import edge_prices
 from wiring.graph.topology import Topology
 
 

@@ -163,8 +163,8 @@ class Predictor:
             return self._laws[step].us(work)
         except KeyError:
             raise ConfigError(
-                f"the table of latencies knows no step '{step}'; measure again with 'wiring profile "
-                f"--op {step.split()[0]}'"
+                f"the table of latencies knows no step '{step}'; measure again with "
+                f"'wiring profile --op {step.split()[0]}'"
             ) from None
 
     def knows(self, step: str) -> bool:

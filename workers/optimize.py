@@ -15,7 +15,7 @@ from wiring.compiled import CompiledNetwork
 from wiring.compiled import compile as compile_network
 from wiring.compiled.tuning import machine, measure, with_threads
 from wiring.errors import DataError, WiringError
-from wiring.graph.measure import total_cost
+from wiring.graph.costs import total_cost
 from wiring.network import Network
 from wiring.quantize import quantize_adder
 from workers.data import load_data

@@ -16,14 +16,13 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from wiring.config import parse
 from wiring.errors import StudyError
 from wiring.graph.dynamic import ContinuousGraph
 from wiring.graph.measure import used_nodes
 from wiring.graph.topology import Topology
 from wiring.network import Network, build_network
+from workers.evaluate import read_trained_spec
 from workers.files import read_json, read_lines
-from workers.spec import TrialSpec
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -111,15 +110,15 @@ class EdgeTable:
 
 
 class History:
-    """A trial's specification, the snapshots of its wiring, and its metrics by epoch.
+    """A trial's specification, the snapshots of its wiring, and its metrics by epoch. Where a
+    node rule has removed nodes, its wirings since then, in the smaller network.
 
     Raises StudyError where the trial has no snapshot or a damaged one, ConfigError for a spec
     that is none.
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "spec.json"
-        self.spec = parse(TrialSpec, read_json(path), where=str(path))
+        self.spec = read_trained_spec(directory)
         self.topology = self.spec.model.topology
         self.table = EdgeTable(self.topology)
         self.network: Network = build_network(self.spec.model, seed=self.spec.seed)

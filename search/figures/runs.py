@@ -21,7 +21,7 @@ from search.study import find_study, find_trial
 from wiring.config import Component
 from wiring.errors import StudyError
 from wiring.graph.topology import Topology
-from workers.evaluate import read_spec
+from workers.evaluate import read_trained_spec
 from workers.files import read_json, read_lines
 from workers.spec import TrialSpec
 
@@ -43,8 +43,8 @@ class Run:
 
     @cached_property
     def spec(self) -> TrialSpec:
-        """Raises StudyError or ConfigError."""
-        return read_spec(self.directory)
+        """With the network that training ended with. Raises StudyError or ConfigError."""
+        return read_trained_spec(self.directory)
 
     @property
     def topology(self) -> Topology:

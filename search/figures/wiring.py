@@ -15,8 +15,8 @@ from search.figures.history import Floats, History, Ints, Snapshot
 from search.figures.layout import Layout, controls, place
 from search.figures.page import page
 from wiring.graph.convert import to_networkx
+from wiring.graph.costs import cost_table
 from wiring.graph.formats import to_graphml, to_node_link
-from wiring.graph.measure import cost_table
 from workers.files import write_bytes, write_text
 
 if TYPE_CHECKING:

@@ -1,41 +1,26 @@
-"""Dead nodes, depth, swaps and costs, against graphs small enough to count by hand."""
+"""Dead nodes, depth and swaps, against graphs small enough to count by hand."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from small_networks import (
     OPS,
-    PAIRS,
     images,
     mixed_topology,
     op_name,
-    pair_name,
     spec,
     trained,
 )
 from torch import nn
 
 from wiring.config import Component
-from wiring.cost import Cost, total
 from wiring.errors import TopologyError
 from wiring.graph import Bundle, NodeGroup, Scope, Skip, Topology
-from wiring.graph.measure import (
-    constant_nodes,
-    cost_table,
-    dead_nodes,
-    depth,
-    index_bits,
-    live_edges,
-    resolutions,
-    swaps,
-    total_cost,
-    used_nodes,
-)
+from wiring.graph.measure import constant_nodes, dead_nodes, depth, live_edges, swaps, used_nodes
+from wiring.graph.resolutions import resolutions
 from wiring.graph.static import StaticGraph
-from wiring.network import HeadSpec, Network, StemSpec, build_network
+from wiring.network import StemSpec, build_network
 
 Pairs = list[tuple[int, int]]
 
@@ -127,16 +112,6 @@ def test_swaps_counts_the_edges_that_came_to_life() -> None:
         swaps(before, {"a": before["a"]})
 
 
-@pytest.mark.parametrize(
-    ("live", "usable", "bits"),
-    [(5, 5, 0), (1, 1, 0), (1, 2, 1), (1, 1024, 10), (1, 1025, 11), (200, 1024, 1024)],
-)
-def test_index_bits_are_the_cheaper_of_plane_and_list(live: int, usable: int, bits: int) -> None:
-    assert index_bits(live, usable) == bits
-    if live < usable:
-        assert bits == min(usable, live * math.ceil(math.log2(usable)))
-
-
 @pytest.mark.parametrize("stem", [StemSpec(), StemSpec(stride=2), StemSpec(kind="tiny")])
 def test_resolutions_are_those_of_a_real_forward_pass(stem: StemSpec) -> None:
     network = build_network(spec(mixed_topology(), stem=stem)).eval()
@@ -166,82 +141,3 @@ def test_sums_of_different_resolutions_are_refused() -> None:
     )
     with pytest.raises(TopologyError, match=r"'b' receives sums of resolutions \[\(6, 6\), \(12"):
         resolutions(graph, (12, 12))
-
-
-def by_hand() -> Network:
-    """3 channels, 12x12 → stem stride 2 → in (4) on 6x6, depthwise to 3x3 → out (2), pooled."""
-    topology = Topology(
-        groups=(
-            NodeGroup(name="in", size=4, steps=("norm", "act", "depthwise"), stride=2),
-            NodeGroup(name="out", size=2, steps=("norm", "pool")),
-        ),
-        bundles=(Bundle(name="e", sources=("in",), destination="out"),),
-        scopes=(Scope(name="s", bundles=("e",), budget=3),),
-    )
-    network = build_network(spec(topology, stem=StemSpec(stride=2)))
-    wire(network.graph, e=[(0, 0), (1, 0), (1, 2)])
-    return network
-
-
-def test_a_cost_table_is_what_one_counts_by_hand_for_the_used_nodes() -> None:
-    rows = {row.name: (row.kind, row.cost) for row in cost_table(by_hand())}
-    products = 2 * 27 * 36
-    assert rows == {
-        "stem.0": ("stem", Cost(products, products, weight_bits=2 * 27 * 32)),
-        "in.norm": ("norm", Cost(2 * 36, 2 * 36, weight_bits=2 * 64)),
-        "in.depthwise": ("depthwise", Cost(2 * 81, 2 * 81, weight_bits=2 * 9 * 32)),
-        "e": ("edges", Cost(27, 27, weight_bits=96)),
-        "out.norm": ("norm", Cost(18, 18, weight_bits=128)),
-        "out.pool": ("pool", Cost(additions=16)),
-        "s.index": ("index", Cost(index_bits=4)),
-        "head.0": ("head", Cost()),
-        "head.2": ("head", Cost(6, 6 + 3, weight_bits=9 * 32)),
-    }
-
-
-def test_an_instance_norm_pays_for_its_moments_and_a_crop_is_pooled_only_where_it_is() -> None:
-    model = spec(mixed_topology(), "dense", "complete", head=HeadSpec(kind="crop"))
-    rows = {row.name: row.cost for row in cost_table(build_network(model))}
-    assert rows["b.norm"] == Cost(2 * 5 * 36, 3 * 5 * 36, weight_bits=5 * 64)
-    assert rows["a.norm"] == Cost(7 * 36, 7 * 36, weight_bits=7 * 64)
-    # The crop leaves all of c's 3x3 pixels, no more.
-    assert rows["head.1"] == Cost(additions=4 * 8)
-
-
-def test_the_total_is_the_sum_of_the_table() -> None:
-    network = by_hand()
-    assert total_cost(network) == total([row.cost for row in cost_table(network)])
-
-
-@pytest.mark.parametrize("kind", ["conv", "tiny"])
-@pytest.mark.parametrize("head", ["linear", "crop", "none"])
-def test_a_network_without_dead_parts_weighs_what_its_parameters_weigh(
-    kind: str, head: str
-) -> None:
-    model = spec(
-        mixed_topology(),
-        "dense",
-        "complete",
-        stem=StemSpec.model_validate({"kind": kind}),
-        head=HeadSpec.model_validate({"kind": head}),
-    )
-    network = build_network(model)
-    unusable = sum(int((~scope.allowed).sum()) for _, scope in network.graph.wirings())
-    parameters = sum(p.numel() for p in network.parameters()) - unusable
-    cost = total_cost(network)
-    assert cost.weight_bits == 32 * parameters
-    assert cost.index_bits == 0
-
-
-@pytest.mark.parametrize(("op", "rule"), PAIRS, ids=pair_name)
-def test_more_live_edges_never_cost_less(op: Component, rule: str) -> None:
-    few, many = (
-        build_network(spec(mixed_topology(budgets=budgets), op, rule))
-        for budgets in ((12, 14, 6), (60, 200, 20))
-    )
-    costs = [
-        total([row.cost for row in cost_table(network) if row.kind == "edges"])
-        for network in (few, many)
-    ]
-    assert costs[0].energy <= costs[1].energy
-    assert 0 < costs[0].weight_bits <= costs[1].weight_bits

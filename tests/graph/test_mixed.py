@@ -21,7 +21,7 @@ from wiring.graph.convert import (
     to_graphml,
     to_networkx,
 )
-from wiring.graph.measure import cost_table, edge_positions, edge_prices, total_cost
+from wiring.graph.costs import cost_table, edge_positions, edge_prices, total_cost
 from wiring.graph.mixed import PRODUCT_PJ, expand, operators
 from wiring.graph.rules import select_within
 from wiring.graph.topology import Bundle, Limit, NodeGroup, Scope, Topology

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from wiring.config import Component
-from wiring.graph.measure import live_edges, total_cost
+from wiring.graph.costs import total_cost
+from wiring.graph.measure import live_edges
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, Network, StemSpec, build_network
+from workers.costs import as_columns, network_table
 from workers.files import append_line, write_json, write_tensors
 from workers.spec import TrainConfig, TrialSpec
 
@@ -141,6 +143,7 @@ class FakeStudy:
         last = json.loads(rows[-1])
         if state == "finished":
             write_tensors(self.trial(identity) / "weights.safetensors", network.state_dict())
+            write_json(self.trial(identity) / "costs.json", as_columns(network_table(network)))
             costs = {**total_cost(network).to_dict(), "live_edges": live_edges(network.graph)}
             result = {
                 "state": "finished",

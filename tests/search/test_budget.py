@@ -15,7 +15,7 @@ from search.spaces.base import SPACES
 from search.study import Study
 from tests.search.test_cli import Runner, wiring  # noqa: F401
 from wiring.errors import BudgetError, ConfigError
-from wiring.graph.measure import edge_positions, total_cost
+from wiring.graph.costs import edge_positions, total_cost
 from wiring.graph.topology import Scope
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 

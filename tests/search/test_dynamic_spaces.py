@@ -19,7 +19,8 @@ from search.spaces.base import SPACES
 from wiring.config import parse
 from wiring.errors import ConfigError
 from wiring.graph.convert import to_networkx, write_graph
-from wiring.graph.measure import depth, total_cost
+from wiring.graph.costs import total_cost
+from wiring.graph.measure import depth
 from wiring.graph.neural import attach
 from wiring.graph.topology import Continuous, Discrete
 from wiring.network import ImageShape, ModelSpec, Network, build_network

@@ -20,7 +20,8 @@ from search.figures.pareto import spans_a_decade
 from tests.search.fake_study import FakeStudy, topology
 from wiring.errors import StudyError
 from wiring.graph.convert import from_graphml, from_node_link
-from wiring.graph.measure import dead_nodes, live_edges, total_cost
+from wiring.graph.costs import total_cost
+from wiring.graph.measure import dead_nodes, live_edges
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 
 EPOCHS = 4

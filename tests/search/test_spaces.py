@@ -22,7 +22,7 @@ from search.spaces.mobilenet_graph import MobileNetGraph
 from wiring.config import parse
 from wiring.errors import ConfigError, TopologyError
 from wiring.graph.convert import to_networkx, write_graph
-from wiring.graph.measure import cost_table
+from wiring.graph.costs import cost_table
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 from workers.spec import TrainConfig

@@ -25,8 +25,8 @@ from workers.trial import run_trial
 COLUMNS = (
     "epoch train_loss train_accuracy val_loss val_accuracy lr phase live_edges swaps swap_rate "
     "mean_age age_q1 median_age age_q3 dead_nodes depth "
-    "multiplications additions xnors lookups weight_bits index_bits transforms activation_bits energy memory_energy step_ms epoch_seconds "
-    "time"
+    "multiplications additions xnors lookups weight_bits index_bits transforms activation_bits "
+    "energy memory_energy step_ms epoch_seconds time"
 )
 
 
@@ -46,6 +46,10 @@ def test_a_trial_leaves_everything_that_the_study_reads(tmp_path: Path, data: Im
     assert result.data_digest == data.digest
     assert result.costs["live_edges"] == 100
     assert set(result.costs) >= {"multiplications", "energy", "index_bits"}
+    table = json.loads((tmp_path / "costs.json").read_text())
+    lines = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    (total,) = [line for line in lines if (line["form"], line["layer"]) == ("found", "total")]
+    assert total["activation_bits"] == result.costs["activation_bits"] > 0
     assert 0 <= result.test_accuracy <= 1
     assert result.resumed_from == 0
     for epoch in range(4):
