@@ -1,4 +1,5 @@
-"""Removes the nodes that no output depends on: the same function in evaluation, less work."""
+"""Removes nodes physically; `compact` those that no output depends on: the same function in
+evaluation, less work."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from wiring.errors import WiringError
-from wiring.graph.measure import cut, kept_nodes, last_convolution, node_modules
+from wiring.graph.costs import last_convolution
+from wiring.graph.measure import cut, kept_nodes
 from wiring.graph.neural import NeuralGraph
+from wiring.graph.resolutions import node_modules
 from wiring.graph.scope import ScopeWiring
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import ModelSpec, Network, build_network
@@ -23,7 +26,17 @@ def compact(network: Network) -> Network:
     live edges, and inputs that nothing reads leave the stem's last convolution. Raises
     WiringError for an operator or a rule whose state cannot be cut.
     """
-    kept = kept_nodes(network)
+    return cut_nodes(network, kept_nodes(network))
+
+
+@torch.no_grad()
+def cut_nodes(network: Network, kept: Kept, *, trains: bool = False) -> Network:
+    """A new network that has only the `kept` nodes, bool [size] by group; the rest as `compact`.
+
+    What the removed nodes computed is lost. Every scope must keep a live edge. Where training goes
+    on (`trains`), a scope of which more edges live than its budget says, as rules want that train
+    the complete graph first, keeps the share of its edges that the budget was.
+    """
     state: dict[str, Tensor] = {}
     for prefix, part in (
         ("stem", _stem_state(network.stem, kept[network.spec.topology.input.name])),
@@ -31,20 +44,20 @@ def compact(network: Network) -> Network:
         ("head", network.head.state_dict()),
     ):
         state.update({f"{prefix}.{name}": tensor for name, tensor in part.items()})
-    small = build_network(compact_spec(network, kept))
+    small = build_network(compact_spec(network, kept, trains=trains))
     reference = next(network.parameters())
     small.to(device=reference.device, dtype=reference.dtype)
     small.load_state_dict(state)
     return small.train(network.training)
 
 
-def compact_spec(network: Network, kept: Kept) -> ModelSpec:
-    """The spec of a network that has only the `kept` nodes, bool [size] by group."""
+def compact_spec(network: Network, kept: Kept, *, trains: bool = False) -> ModelSpec:
+    """The spec of a network that has only the `kept` nodes; see `cut_nodes`."""
     spec = network.spec
     topology = Topology(
         groups=tuple(_group(group, kept[group.name]) for group in spec.topology.groups),
         bundles=tuple(_bundle(spec.topology, bundle, kept) for bundle in spec.topology.bundles),
-        scopes=tuple(_scope(network.graph, scope, kept) for scope in spec.topology.scopes),
+        scopes=tuple(_scope(network.graph, scope, kept, trains) for scope in spec.topology.scopes),
         skips=tuple(_skip(spec.topology, skip, kept) for skip in spec.topology.skips),
         dynamics=spec.topology.dynamics,
     )
@@ -73,12 +86,20 @@ def _places(kept: Tensor) -> dict[int, int]:
     return {old: new for new, old in enumerate(kept.nonzero().flatten().tolist())}
 
 
-def _scope(graph: NeuralGraph, scope: Scope, kept: Kept) -> Scope:
+def _scope(graph: NeuralGraph, scope: Scope, kept: Kept, trains: bool) -> Scope:
     if scope.budget is None and scope.limit is None:
         return scope
     wiring = graph.scope(scope.name)
     live = int(_cut_flat(graph, wiring, wiring.live, kept).sum())
+    if trains and scope.budget is not None and int(wiring.live.sum()) > scope.budget:
+        usable = int(_cut_flat(graph, wiring, wiring.allowed, kept).sum())
+        live = max(1, round(usable * scope.budget / graph.topology.usable_edges(scope)))
     return scope.replace(budget=live, limit=None, unusable=0)
+
+
+def cut_scope(network: Network, scope: str, flat: Tensor, kept: Kept) -> Tensor:
+    """The part of a scope's flat tensor [E] that lies between kept nodes, [E']."""
+    return _cut_flat(network.graph, network.graph.scope(scope), flat, kept)
 
 
 def _cut_flat(graph: NeuralGraph, wiring: ScopeWiring, flat: Tensor, kept: Kept) -> Tensor:

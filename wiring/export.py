@@ -1,15 +1,16 @@
 """A trained network as one safetensors file whose size is what its cost says.
 
 The payload is bits: edge weights as their operator packs them, live edges as the cheaper of a
-bit plane and a list of ⌈log2(usable)⌉-bit indices, the rest float32 with norms folded to scale
-and shift. The header holds the compacted ModelSpec and a digest of the payload. Nothing in the
-file is code.
+bit plane and a list of ⌈log2(usable)⌉-bit indices (unless the operator packs those too), the rest
+float32 with norms folded to scale and shift. The header holds the compacted ModelSpec and a digest
+of the payload. Nothing in the file is code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from wiring.compact import compact
 from wiring.config import parse
 from wiring.errors import BudgetError, CheckpointError, ConfigError, TopologyError
 from wiring.files import write_atomic
-from wiring.graph.measure import index_bits
+from wiring.graph.costs import index_bits
 from wiring.graph.scope import ScopeWiring
 from wiring.network import ModelSpec, Network, build_network
 
@@ -53,7 +54,7 @@ def exported(network: Network) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "spec": json.dumps(network.spec.to_dict(), separators=(",", ":")),
-        "digest": _digest(tensors),
+        "digest": digest_of(tensors),
     }
     data: bytes = save(tensors, metadata)
     return data
@@ -66,14 +67,14 @@ def load_exported(path: Path | str) -> Network:
     Raises CheckpointError for a file that is missing, damaged or of another kind or version,
     UnknownNameError where its operator or rule is not installed.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = read_file(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is no exported network")
     if metadata.get("version") != VERSION:
         raise CheckpointError(
             f"{path}: is of format version {metadata.get('version')}, this is version {VERSION}"
         )
-    if metadata.get("digest") != _digest(tensors):
+    if metadata.get("digest") != digest_of(tensors):
         raise CheckpointError(f"{path}: is damaged: its tensors do not match their digest")
     try:
         spec = parse(ModelSpec, json.loads(metadata["spec"]))
@@ -92,7 +93,8 @@ def stored_tensors(network: Network) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     graph = network.graph
     for name, wiring in graph.wirings():
-        packed = pack_live(wiring)
+        masks = wiring.split(wiring.live)
+        packed = pack_live(wiring, [b for b in masks if graph.op(b).stores_live(masks[b])])
         if packed is not None:
             stored[f"live.{name}"] = packed
     for bundle, live in graph.live().items():
@@ -107,14 +109,20 @@ def stored_tensors(network: Network) -> dict[str, Tensor]:
 def _fill(network: Network, tensors: dict[str, Tensor]) -> None:
     """Inverse of `stored_tensors`."""
     graph = network.graph
+    parts = {bundle: pieces(tensors, f"edges.{bundle}.") for bundle in graph.live()}
     for name, wiring in graph.wirings():
-        wiring.live.copy_(unpack_live(wiring, tensors.get(f"live.{name}")))
+        found = {bundle: graph.op(bundle).unpack_live(parts[bundle]) for bundle in wiring.shapes}
+        known = {bundle: live for bundle, live in found.items() if live is not None}
+        wiring.live.copy_(unpack_live(wiring, tensors.get(f"live.{name}"), known))
     for bundle, live in graph.live().items():
-        prefix = f"edges.{bundle}."
-        pieces = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        graph.op(bundle).unpack(pieces, live)
+        graph.op(bundle).unpack(parts[bundle], live)
     for name, module in _float_modules(network).items():
         _unfold(module, {piece: tensors[f"{name}.{piece}"] for piece in _fold(module)})
+
+
+def pieces(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _float_modules(network: Network) -> dict[str, nn.Module]:
@@ -157,12 +165,13 @@ def _assign(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def pack_live(wiring: ScopeWiring) -> Tensor | None:
+def pack_live(wiring: ScopeWiring, stored: Collection[str] = ()) -> Tensor | None:
     """The live edges of a scope in ⌈index_bits / 8⌉ bytes, uint8; None where all live.
 
-    Bit i of a plane is the i-th usable edge; a list holds places among the usable edges.
+    Bit i of a plane is the i-th usable edge; a list holds places among the usable edges. Those of
+    the bundles `stored` are kept elsewhere and left out.
     """
-    live = wiring.live[wiring.allowed].numpy()
+    live = wiring.live[_usable(wiring, stored)].numpy()
     usable, edges = live.size, int(live.sum())
     bits = index_bits(edges, usable)
     if bits == 0:
@@ -173,28 +182,48 @@ def pack_live(wiring: ScopeWiring) -> Tensor | None:
     return torch.from_numpy(np.packbits(live.astype(bool).reshape(-1), bitorder="little"))
 
 
-def unpack_live(wiring: ScopeWiring, stored: Tensor | None) -> Tensor:
-    """Inverse of `pack_live`: bool [E]. Raises ValueError where the bytes do not fit."""
-    usable, edges = int(wiring.allowed.sum()), wiring.rule.budget
-    bits = index_bits(edges, usable)
+def unpack_live(
+    wiring: ScopeWiring, stored: Tensor | None, known: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Inverse of `pack_live`: bool [E], with the live edges of the bundles that kept their own.
+    Raises ValueError where the bytes do not fit."""
+    known = known or {}
+    live = torch.zeros_like(wiring.live)
+    for name, part in wiring.split(live).items():
+        if name in known:
+            part.copy_(known[name])
+    if bool((live & ~wiring.allowed).any()):
+        raise ValueError("an edge lives that is not usable")
+    rest = _usable(wiring, known)
+    usable, edges = int(rest.sum()), wiring.rule.budget - int(live.sum())
+    bits = index_bits(edges, usable) if edges >= 0 else 0
     if (bits + 7) // 8 != (0 if stored is None else stored.numel()):
         raise ValueError(f"the live edges of a scope take {bits} bits")
     if stored is None:
-        return wiring.allowed
-    flags = np.unpackbits(stored.numpy(), count=bits, bitorder="little").astype(bool)
-    if bits < usable:
+        flags = np.full(usable, bool(edges == usable))
+    else:
+        flags = np.unpackbits(stored.numpy(), count=bits, bitorder="little").astype(bool)
+    if 0 < bits < usable:
         width = (usable - 1).bit_length()
         places = flags.reshape(edges, width) @ (1 << np.arange(width))
         flags = np.zeros(usable, dtype=bool)
         flags[places] = True
     if flags.sum() != edges:
-        raise ValueError(f"a scope has {edges} live edges, got {flags.sum()}")
-    live = torch.zeros_like(wiring.live)
-    live[wiring.allowed] = torch.from_numpy(flags)
+        raise ValueError(f"a scope has {wiring.rule.budget} live edges, others are stored")
+    live[rest] = torch.from_numpy(flags)
     return live
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _usable(wiring: ScopeWiring, without: Collection[str]) -> Tensor:
+    """The usable edges of a scope but those of some bundles, bool [E]."""
+    usable = wiring.allowed.clone()
+    for name, part in wiring.split(usable).items():
+        if name in without:
+            part.fill_(False)
+    return usable
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
     """Hex SHA-256 of names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -204,7 +233,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_file(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -37,8 +37,8 @@ from wiring.cost import Cost
 from wiring.errors import CheckpointError, ConfigError, WiringError
 from wiring.export import export, load_exported
 from wiring.graph import Bundle, NodeGroup, Scope, Skip, Topology
+from wiring.graph.costs import total_cost
 from wiring.graph.edges import EDGE_OPS, EdgeOp, Epilogue, Kernel, mask_weight
-from wiring.graph.measure import total_cost
 from wiring.network import HeadSpec, Network, StemSpec
 
 

@@ -36,16 +36,10 @@ from wiring.graph.convert import (
     to_networkx,
     to_node_link,
 )
-from wiring.graph.measure import (
-    constant_nodes,
-    cost_table,
-    dead_nodes,
-    depth,
-    resolutions,
-    total_cost,
-    used_nodes,
-)
+from wiring.graph.costs import cost_table, total_cost
+from wiring.graph.measure import constant_nodes, dead_nodes, depth, used_nodes
 from wiring.graph.neural import NeuralGraph, attach
+from wiring.graph.resolutions import resolutions
 from wiring.graph.topology import (
     Bundle,
     Continuous,
@@ -207,11 +201,21 @@ def test_an_edge_costs_once_per_pass_and_weighs_once(dynamics: Dynamics) -> None
     passes = network.graph.passes
     assert calls["to-out"] == passes
     rows = {row.name: row.cost for row in cost_table(network)}
-    assert rows["to-in"] == Cost(passes * 360 * 144, passes * 360 * 144, weight_bits=360 * 32)
+
+    def moves(values: int) -> Cost:
+        return Cost(activation_bits=32 * passes * values)
+
+    products = passes * 360 * 144
+    # 12 destinations read 30 sources.
+    edges = Cost(products, products, weight_bits=360 * 32) + moves((30 + 12) * 144)
+    assert rows["to-in"] == edges
     values = passes * 12 * 144
-    assert rows["in.norm"] == Cost(2 * values, 3 * values, weight_bits=12 * 64)
-    assert rows["in.depthwise"] == Cost(9 * values, 9 * values, weight_bits=12 * 9 * 32)
-    assert rows["out.bias"] == Cost(0, passes * 4 * 144, weight_bits=4 * 32)
+    through = moves(2 * 12 * 144)
+    assert rows["in.norm"] == Cost(2 * values, 3 * values, weight_bits=12 * 64) + through
+    depthwise = Cost(9 * values, 9 * values, weight_bits=12 * 9 * 32)
+    assert rows["in.depthwise"] == depthwise + through
+    bias = Cost(0, passes * 4 * 144, weight_bits=4 * 32)
+    assert rows["out.bias"] == bias + moves(2 * 4 * 144)
 
 
 def test_the_passes_of_an_adaptive_solver_are_those_of_a_normal_image_until_it_has_solved() -> None:

@@ -19,7 +19,7 @@ from wiring.config import Component
 from wiring.errors import CheckpointError
 from wiring.export import export, load_exported, pack_live, stored_tensors, unpack_live
 from wiring.graph import Scope
-from wiring.graph.measure import index_bits, total_cost
+from wiring.graph.costs import index_bits, total_cost
 from wiring.graph.rules import EDGE_RULES
 from wiring.graph.scope import ScopeWiring
 from wiring.network import StemSpec

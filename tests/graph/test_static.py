@@ -128,7 +128,12 @@ def test_an_image_scores_the_same_alone_and_in_a_batch(op: Component) -> None:
 def test_a_batch_of_one_can_be_trained_on(op: Component) -> None:
     network = build_network(spec(mixed_topology(), op)).train()
     network(images(1)).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    # Operators that train in stages have parameters that wait for a later one.
+    waiting = {id(p) for staged in network.graph.staged for p in staged.parameters()}
+    missing = {id(p) for p in network.parameters() if p.grad is None}
+    assert missing <= waiting
+    assert len(missing) < len(waiting) or not waiting
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(("op", "rule"), PAIRS, ids=pair_name)

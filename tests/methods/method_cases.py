@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wiring.graph.edges import EDGE_OPS, EdgeOp, Seen
 from wiring.graph.staged import StagedOp
+from wiring.graph.tied import TiedOp
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,25 @@ def _naive_adder(op: EdgeOp, x: Tensor, live: Tensor) -> Tensor:
 
 DEFINITIONS: dict[str, Callable[[EdgeOp, Tensor, Tensor], Tensor]] = {
     "dense": _naive_dense,
+    "fft": _naive_dense,
+    "winograd": _naive_dense,
     "bwn": _naive_bwn,
     "xnor": _naive_xnor,
     "adder": _naive_adder,
 }
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
+        return result
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,11 @@ class Setting:
     @property
     def tied(self) -> bool:
         return EDGE_OPS.get(self.name).tied
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a convolution with a weight that parameters are expanded to."""
+        return issubclass(EDGE_OPS.get(self.name), TiedOp)
 
     def make(self, shape: Shape) -> EdgeOp:
         return make(self.name, shape, stage=self.stage, **self.options)
@@ -167,11 +189,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("xnor", {"weight_gradient": "paper"}),
     Setting("xnor", {"weight_gradient": "repo"}),
     Setting("xnor", {"input_scale": True}),
+    Setting("dorefa", {"weight_bits": 3, "activation_bits": 3}),
+    Setting("bwnh", {"groups": 4}, stage=1),
     Setting("adder", {"weight_gradient": "sign"}),
     Setting("adder", {"input_gradient": "full"}),
+    Setting("winograd", {"tile": 2}),
+    Setting("hashed", {"index": "recomputed"}),
+    Setting("low-rank", {"factors": "binary"}),
+    Setting("low-rank", {"parameters": 0.9, "fit": "data"}),
+    Setting("bicluster", {"kind": "outer", "input_clusters": 3}),
 )
 OWN = tuple(setting for setting in SETTINGS if not setting.tied)
-TIED = tuple(setting for setting in SETTINGS if setting.tied)
+TIED = tuple(setting for setting in SETTINGS if setting.masked)
 
 
 def label(value: object) -> str:

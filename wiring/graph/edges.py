@@ -118,10 +118,16 @@ class EdgeOp(nn.Module, ABC):
     # The output jumps where an input crosses a border (takes signs, rounds): when a network is
     # compiled, what leads up to such an operator stays as it is to the last bit.
     sensitive: ClassVar[bool] = False
-    # Edges share parameters: no rule can set the weight of one.
+    # Edges share parameters, or have none: no rule can set the weight of one, and none of the
+    # bundle's nodes can be cut out.
     tied: ClassVar[bool] = False
+    # Given by its options alone: nothing learns, nothing is stored, and `approximate` raises
+    # WiringError, as no trained weight can be taken over.
+    fixed: ClassVar[bool] = False
     # `approximate` and `enter` look at what the layer reads: they are given `Seen`.
     needs_data: ClassVar[bool] = False
+    # What edges cost depends on more than which of them live: where nodes go, `part` is asked.
+    cost_of_part: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -180,6 +186,13 @@ class EdgeOp(nn.Module, ABC):
         """Take over the weights [D, S, kh, kw] of an ordinary convolution, as near as this
         operator can come. `seen` is given where `needs_data`."""
         self.weight.copy_(weight)
+
+    @torch.no_grad()
+    def effective_weight(self, live: Tensor) -> Tensor:
+        """The weight [D, S, kh, kw] of the ordinary convolution that computes the same, for
+        operators that are linear in their inputs and know it: by default the live edges'. Whoever
+        uses it checks it, and finds it by probing where it is not right."""
+        return torch.where(live, self.weight.detach(), 0.0)
 
     def verify(self, live: Tensor) -> None:
         """Raises WiringError where the live edges are no longer what this operator promises
@@ -252,6 +265,24 @@ class EdgeOp(nn.Module, ABC):
                 )
         return restricted
 
+    @torch.no_grad()
+    def part(self, destinations: Tensor, sources: Tensor) -> EdgeOp:
+        """A copy of this operator on fewer nodes: indices int64 [D'], [S']."""
+        # What a new operator draws is overwritten: nobody else's numbers may change by it.
+        with torch.random.fork_rng(devices=[]):
+            small = type(self)(
+                len(sources),
+                len(destinations),
+                kernel=(self.shape[2], self.shape[3]),
+                stride=self.stride,
+                padding=self.padding,
+                options=self.options.to_dict(),
+            )
+        parameter = next(self.parameters())
+        small.to(device=parameter.device, dtype=parameter.dtype)
+        small.load_state_dict(self.restrict(destinations, sources))
+        return small.train(self.training)
+
     def pack(self, live: Tensor) -> dict[str, Tensor]:
         """What evaluation needs of the live edges, as stored: their float32 weights, in order."""
         return {"weight": self.weight.detach()[live].to(torch.float32)}
@@ -261,6 +292,15 @@ class EdgeOp(nn.Module, ABC):
         """Inverse of `pack`: dead edges get weight 0."""
         self.weight.zero_()
         self.weight[live] = stored["weight"].to(self.weight.dtype)
+
+    def stores_live(self, live: Tensor) -> bool:
+        """Whether `pack` also holds which edges live, so that nothing else need."""
+        return False
+
+    def unpack_live(self, stored: dict[str, Tensor]) -> Tensor | None:
+        """The live edges [D, S, kh, kw] of what `pack` gave, None where it does not hold them.
+        Raises ValueError where it is damaged."""
+        return None
 
 
 EDGE_OPS: Registry[EdgeOp] = Registry(

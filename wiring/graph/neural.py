@@ -93,14 +93,14 @@ class NeuralGraph(nn.Module, ABC):
         WiringError for rules that set single weights of such edges."""
         for name, wiring in self.wirings():
             rule, edges = wiring.rule, len(wiring.live)
-            ops = [op for bundle in wiring.shapes if isinstance(op := self.op(bundle), TiedOp)]
+            ops = [op for bundle in wiring.shapes if (op := self.op(bundle)).tied]
             if ops and rule.needs_own_weights:
                 raise WiringError(
                     f"rule {type(rule).__name__} sets single weights or reads their gradients; the "
-                    f"edges of {type(ops[0]).__name__} in scope '{name}' share their parameters"
+                    f"edges of {type(ops[0]).__name__} in scope '{name}' have none of their own"
                 )
             whole = rule.limit is None and rule.keeps_budget and rule.budget >= edges
-            for op in ops:
+            for op in (op for op in ops if isinstance(op, TiedOp)):
                 op.always_whole = whole and not rule.drops and wiring.unusable is None
 
     @property

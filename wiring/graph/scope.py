@@ -21,7 +21,7 @@ class ScopeWiring(nn.Module):
     """
 
     live: Tensor
-    allowed: Tensor
+    usable: Tensor
     acting: Tensor
 
     def __init__(self, topology: Topology, scope: Scope, rule: EdgeRule) -> None:
@@ -30,7 +30,8 @@ class ScopeWiring(nn.Module):
         self.shapes = {
             name: torch.Size(topology.weight_shape(topology.bundle(name))) for name in scope.bundles
         }
-        self.register_buffer("allowed", self._allowed(topology), persistent=False)
+        self._edges = sum(shape.numel() for shape in self.shapes.values())
+        self.register_buffer("usable", self._usable(topology), persistent=False)
         self.register_buffer("live", torch.zeros(self.allowed.shape, dtype=torch.bool))
         rule.allocate(len(self.live))
         if rule.drops:
@@ -45,12 +46,16 @@ class ScopeWiring(nn.Module):
             bound = topology.fan_in(scope, topology.bundle(scope.bundles[0])) ** -0.5
             self.unusable = nn.Parameter(torch.empty(scope.unusable).uniform_(-bound, bound))
 
-    def _allowed(self, topology: Topology) -> Tensor:
-        """Bool [E]. Where every edge is usable, one byte says so for all of them."""
+    @property
+    def allowed(self) -> Tensor:
+        """The usable edges, bool [E]."""
+        return self.usable.expand(self._edges)
+
+    def _usable(self, topology: Topology) -> Tensor:
+        """Bool [E]. Where every edge is usable, one byte says so for all of them, bool [1]."""
         bundles = [topology.bundle(name) for name in self.shapes]
         if all(bundle.edges is None for bundle in bundles):
-            edges = sum(shape.numel() for shape in self.shapes.values())
-            return torch.ones(1, dtype=torch.bool).expand(edges)
+            return torch.ones(1, dtype=torch.bool)
         masks = []
         for bundle in bundles:
             mask = torch.full(self.shapes[bundle.name], bundle.edges is None)
@@ -84,7 +89,7 @@ class ScopeWiring(nn.Module):
         """What a rule selects, with the unusable entries in its pool where the scope has some."""
         if self.unusable is None:
             return select(edges.scores(), self.allowed, live)
-        usable = len(self.live)
+        usable = self._edges
         never = torch.zeros(len(self.unusable), dtype=torch.bool, device=self.live.device)
         scores = torch.cat([edges.scores(), self.unusable.detach().abs()])
         allowed = torch.cat([self.allowed, ~never])

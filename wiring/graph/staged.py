@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,7 @@ def in_order(
         kinds = ", ".join(sorted({type(op).__name__ for op in ops.values()}))
         raise WiringError(f"{kinds} looks at what layers read: give it images")
     reference = copy.deepcopy(module).eval()
-    training = module.training
-    module.eval()
-    try:
+    with evaluating(module):
         order = _order(reference, set(ops), batches[0][:1])
         missing = sorted(set(ops) - set(order))
         if missing:
@@ -119,8 +118,18 @@ def in_order(
             change(name, ops[name], Seen(full, _inputs(module, name, batches)))
         if progress:
             progress(len(order), len(order), "")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, a module is in evaluation mode; afterwards each part is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 def _order(module: nn.Module, names: set[str], x: Tensor) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wiring.cost import Cost
 from wiring.errors import WiringError
-from wiring.graph.edges import WEIGHT_BITS, EdgeOp, Epilogue, Kernel, mask_weight
+from wiring.graph.edges import WEIGHT_BITS, EdgeOp, Epilogue, Kernel, Seen, mask_weight
 
 
 class TiedOp(EdgeOp):
@@ -48,7 +48,7 @@ class TiedOp(EdgeOp):
         """Cost with every edge alive, its weight_bits those of `pack`."""
 
     @abstractmethod
-    def approximate(self, weight: Tensor, seen: object = None) -> None:
+    def approximate(self, weight: Tensor, seen: Seen | None = None) -> None:
         """See EdgeOp: the parameters whose weights are nearest, or near, to `weight`."""
 
     def whole(self, x: Tensor) -> Tensor:
@@ -65,8 +65,11 @@ class TiedOp(EdgeOp):
         return self.expand()
 
     def is_whole(self, live: Tensor) -> bool:
-        """Whether every edge lives."""
-        return self.always_whole or bool(live.all())
+        """Whether every edge lives, as far as can be said without looking: a graph that is being
+        compiled or exported must not depend on what the mask holds."""
+        if self.always_whole or torch.compiler.is_compiling():
+            return self.always_whole
+        return bool(live.all())
 
     def forward(self, x: Tensor, live: Tensor, learn: Tensor) -> Tensor:
         if self.is_whole(live):
