@@ -1,23 +1,35 @@
 """What operators with one-bit weights share: w ≈ α·sign(w), its gradients, projection, packing.
 
 α_v = mean |w_uv| over the live edges of destination v, and sign(0) = +1
-(Rastegari et al.: XNOR-Net, ECCV 2016, section 3.1).
+(Rastegari et al.: XNOR-Net, ECCV 2016, section 3.1). `UnitWeights` have no α: they are ±H
+(Courbariaux et al.: BinaryConnect, NeurIPS 2015).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wiring.config import Config
-from wiring.graph.edges import WEIGHT_BITS, EdgeOp
+from wiring.graph.edges import WEIGHT_BITS, EdgeOp, Epilogue, Kernel, Seen, one_at_a_time
+from wiring.graph.surrogates import sign as sign
+from wiring.graph.topology import Step
 from wiring.kernels.bitpack import BITS, pack_bits, pack_signs, words
-from wiring.kernels.xnor_conv2d import binary_filters, binary_gradient, row_scales
+from wiring.kernels.masked_conv2d import PreparedMasked
+from wiring.kernels.xnor_conv2d import (
+    PreparedBwn,
+    PreparedXnor,
+    binary_filters,
+    binary_gradient,
+    row_scales,
+)
 
 WeightGradient = Literal["exact", "paper", "repo"]
 
@@ -32,13 +44,6 @@ class BinaryOptions(Config):
     weight_gradient: WeightGradient = "exact"
     center: bool = True
     clamp: bool = True
-
-
-def sign(x: Tensor) -> Tensor:
-    """+1 where x >= 0, else -1: one bit, so 0 must take a side. Carries no gradient."""
-    with torch.no_grad():
-        # Seven times faster on a CPU than torch.where, and it keeps the memory format.
-        return torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)
 
 
 def row_scale(weight: Tensor, live: Tensor) -> Tensor:
@@ -77,6 +82,49 @@ def binary_weight(weight: Tensor, live: Tensor, learn: Tensor, mode: WeightGradi
     return result
 
 
+def norm_last(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The norm behind everything but a closing pool; for operators that take signs.
+
+    Signs carry a bit only if values lie around 0. Averaging keeps a normalised channel's mean at
+    0, and a norm behind the pool would have but one value per image to work on.
+    """
+    if "norm" not in steps:
+        return steps
+    last = max(place for place, step in enumerate(steps) if step == "norm")
+    rest = steps[:last] + steps[last + 1 :]
+    end = len(rest) - (rest[-1:] == ("pool",))
+    return (*rest[:end], "norm", *rest[end:])
+
+
+def pack_flags(flags: Tensor) -> Tensor:
+    """Bool [n] as bits, the first in the highest: uint8 [⌈n/8⌉]."""
+    return torch.from_numpy(np.packbits(flags.cpu().numpy())).to(flags.device)
+
+
+def unpack_flags(stored: Tensor, count: int) -> Tensor:
+    """Inverse of `pack_flags`: bool [count]."""
+    bits = np.unpackbits(stored.cpu().numpy(), count=count)
+    return torch.from_numpy(bits.astype(bool)).to(stored.device)
+
+
+def packed_weight(
+    weight: Tensor, live: Tensor, sizes: Sequence[int]
+) -> tuple[Tensor, Tensor | None, int]:
+    """(sign words, live words, channels) of weights [D, S, kh, kw], for packed kernels.
+
+    Words int64 [D, kh, kw, words], those of each source group of `sizes` channels filled up to
+    whole words; where that leaves gaps, they count as channels that do not live. Live words are
+    None where every channel lives.
+    """
+    rows, channels = weight.detach(), live.shape[1]
+    signs = torch.cat([pack_signs(part) for part in torch.split(rows, list(sizes), dim=1)], dim=3)
+    gaps = signs.shape[3] != words(channels) or any(size % BITS for size in sizes[:-1])
+    if not gaps and bool(live.all()):
+        return signs, None, channels
+    mask = torch.cat([pack_bits(part) for part in torch.split(live, list(sizes), dim=1)], dim=3)
+    return signs, mask, signs.shape[3] * BITS if gaps else channels
+
+
 class BinaryWeights(EdgeOp):
     """An operator whose live weights are one bit each and one float32 scale per row."""
 
@@ -107,44 +155,114 @@ class BinaryWeights(EdgeOp):
         if self.options.clamp:
             weight.copy_(torch.where(learn, weight.clamp(-1, 1), weight))
 
-    def packed_weight(
-        self, live: Tensor, sizes: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None, Tensor, int]:
-        """(weight words, live words, α, channels) for packed kernels.
+    def scales(self, live: Tensor) -> Tensor:
+        """α [D, 1, 1, 1]."""
+        return row_scale(self.weight, live)
 
-        Words int64 [D, kh, kw, words], those of each source group of `sizes` channels filled up
-        to whole words; where that leaves gaps, they count as channels that do not live. Live
-        words are None where every channel lives; α is float32 [D].
-        """
-        rows = self.weight.detach()
-        weight = torch.cat(
-            [pack_signs(part) for part in torch.split(rows, list(sizes), dim=1)], dim=3
-        )
-        alpha = row_scale(rows, live).flatten()
-        channels = live.shape[1]
-        gaps = weight.shape[3] != words(channels) or any(size % BITS for size in sizes[:-1])
-        if not gaps and bool(live.all()):
-            return weight, None, alpha, channels
-        mask = torch.cat([pack_bits(part) for part in torch.split(live, list(sizes), dim=1)], dim=3)
-        return weight, mask, alpha, weight.shape[3] * BITS if gaps else channels
+    def prepared(self, live: Tensor, sizes: Sequence[int]) -> PreparedXnor:
+        """A kernel for the signs of inputs from source groups of `sizes` channels."""
+        signs, mask, channels = packed_weight(self.weight, live, sizes)
+        steps = {"stride": self.stride, "padding": self.padding}
+        return PreparedXnor(signs, mask, self.scales(live).flatten().float(), channels, **steps)
+
+    @torch.no_grad()
+    def signed_sums(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
+        """For real inputs: the weight as bits and scales; unpacked once; or the live edges alone,
+        unpacked."""
+        signs, mask, channels = packed_weight(self.weight, live, [live.shape[1]])
+        steps = {"stride": self.stride, "padding": self.padding}
+        scales = self.scales(live)
+        alpha = epilogue.scaled(scales.flatten())
+        weight = epilogue.scaled(binary_filters(self.weight.detach(), live, scales))
+        shift, relu = epilogue.shift, epilogue.relu
+        convolve = partial(F.conv2d, weight=weight, bias=shift, **steps)
+        sparse = PreparedMasked(weight, live, shift=shift, relu=relu, **steps)
+        packed = PreparedBwn(signs, mask, alpha, channels, **steps)
+        return {
+            "packed": epilogue.unscaled().after(packed, fresh=True),
+            "conv": Epilogue(relu=relu).after(convolve, fresh=True),
+            "sparse": one_at_a_time(sparse),
+        }
 
     @torch.no_grad()
     def pack(self, live: Tensor) -> dict[str, Tensor]:
         """`signs`: bits of the live edges in order, 1 for +, first bit highest, uint8
         [⌈edges/8⌉]; `alpha`: float32, one per row with a live edge."""
-        bits = (self.weight[live] >= 0).cpu().numpy()
         alpha = row_scale(self.weight, live)[live.flatten(1).any(dim=1)].flatten()
-        return {
-            "signs": torch.from_numpy(np.packbits(bits)).to(live.device),
-            "alpha": alpha.to(torch.float32),
-        }
+        return {"signs": pack_flags(self.weight[live] >= 0), "alpha": alpha.to(torch.float32)}
 
     @torch.no_grad()
     def unpack(self, stored: dict[str, Tensor], live: Tensor) -> None:
-        edges = int(live.sum())
-        bits = np.unpackbits(stored["signs"].cpu().numpy(), count=edges)
-        signs = sign(torch.from_numpy(bits.astype(np.float32)) - 0.5)
         per_row = live.flatten(1).sum(dim=1)
         alpha = stored["alpha"].repeat_interleave(per_row[per_row > 0])
+        self._take_signs(stored["signs"], live, alpha)
+
+    def _take_signs(self, stored: Tensor, live: Tensor, magnitude: Tensor | float) -> None:
+        """Weights ±magnitude on live edges, 0 on dead ones."""
+        signs = sign(unpack_flags(stored, int(live.sum())).to(torch.float32) - 0.5)
         self.weight.zero_()
-        self.weight[live] = (alpha * signs.to(alpha.device)).to(self.weight.dtype)
+        self.weight[live] = (magnitude * signs).to(self.weight.dtype)
+
+
+class UnitOptions(Config):
+    """`scale_gradient`: multiply the weights' gradient by 1/√(1.5/(fan in + fan out)), as the
+    released code does with the step: plain SGD moves the weights of wide layers too slowly for
+    the borders ±H."""
+
+    scale_gradient: bool = True
+
+
+class UnitWeights(BinaryWeights):
+    """An operator whose live weights are one bit each, ±`size`, and nothing else."""
+
+    Options: ClassVar[type[Config]] = UnitOptions
+    # Sums grow with the square root of the number of edges, and nothing scales them down.
+    needs_norm: ClassVar[bool] = True
+
+    @property
+    def size(self) -> float:
+        """H, the magnitude of every weight."""
+        return 1.0
+
+    def reset_parameters(self, fan_in: int) -> None:
+        """Uniform in ±H, as in the released code: only signs act."""
+        nn.init.uniform_(self.weight, -self.size, self.size)
+
+    @torch.no_grad()
+    def approximate(self, weight: Tensor, seen: Seen | None = None) -> None:
+        """The signs of `weight`. Its magnitudes are scaled until the largest is H, so that they
+        say how far each weight is from the other sign."""
+        largest = weight.abs().max() if weight.numel() else weight.new_zeros(())
+        self.weight.copy_(weight * (self.size / largest) if largest > 0 else weight)
+
+    def scales(self, live: Tensor) -> Tensor:
+        """H [D, 1, 1, 1]."""
+        return self.weight.new_full((len(live), 1, 1, 1), self.size)
+
+    def weight_bits(self, live: Tensor) -> int:
+        """One bit per live edge: H belongs to the operator, not to the weights."""
+        return int(live.sum())
+
+    @torch.no_grad()
+    def scale_gradient(self, learn: Tensor) -> None:
+        """The factor of `UnitOptions`; fan in and out as of the whole bundle."""
+        if self.weight.grad is not None and self.options.scale_gradient:
+            destinations, sources, *window = self.shape
+            fans = (destinations + sources) * window[0] * window[1]
+            self.weight.grad.mul_((fans / 1.5) ** 0.5)
+
+    @torch.no_grad()
+    def after_step(self, live: Tensor, learn: Tensor, lr: float = 0.0) -> None:
+        """Clamp what learns to ±H: further out a weight could not change its sign any more."""
+        clamped = self.weight.clamp(-self.size, self.size)
+        self.weight.copy_(torch.where(learn, clamped, self.weight))
+
+    @torch.no_grad()
+    def pack(self, live: Tensor) -> dict[str, Tensor]:
+        """`signs`: bits of the live edges in order, 1 for +, first bit highest, uint8
+        [⌈edges/8⌉]."""
+        return {"signs": pack_flags(self.weight[live] >= 0)}
+
+    @torch.no_grad()
+    def unpack(self, stored: dict[str, Tensor], live: Tensor) -> None:
+        self._take_signs(stored["signs"], live, self.size)

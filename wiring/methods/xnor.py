@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from wiring.config import Config
 from wiring.cost import Cost
-from wiring.graph.binary import BinaryOptions, BinaryWeights, binary_weight, row_scale, sign
-from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel
+from wiring.graph.binary import BinaryOptions, BinaryWeights, binary_weight, norm_last, row_scale
+from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, Epilogue, Kernel
+from wiring.graph.surrogates import clipped_sign, convolution_gradients, exact_sum
 from wiring.graph.topology import Step
 from wiring.kernels.bitpack import (
     keep_bits,
@@ -28,7 +29,6 @@ from wiring.kernels.bitpack import (
     unpack_signs,
 )
 from wiring.kernels.xnor_conv2d import (
-    PreparedXnor,
     binary_filters,
     binary_gradient,
     packs_inputs,
@@ -47,44 +47,8 @@ class XnorOptions(BinaryOptions):
     block_order: Literal["norm-last", "as-is"] = "norm-last"
 
 
-class _ClippedSign(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return sign(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        clipped: Tensor = torch.ops.aten.hardtanh_backward(grad, x, -1.0, 1.0)
-        return clipped
-
-
-class _ScaledSum(torch.autograd.Function):
-    """α · (signs * weight/α): the sum of ±1 is exact, and so equal to a packed kernel's, while
-    the gradients are those of a convolution with the binarised weight α·sign(w)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, signs: Tensor, weight: Tensor, alpha: Tensor, stride: int, padding: int
-    ) -> Tensor:
-        ctx.save_for_backward(signs, weight)
-        ctx.stride, ctx.padding = stride, padding
-        with torch.autocast(signs.device.type, enabled=False):
-            total = F.conv2d(signs, weight.sign(), stride=stride, padding=padding)
-        return total.mul_(alpha.view(1, -1, 1, 1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        signs, weight = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        return *_gradients(grad, signs, weight, ctx, wanted), None, None, None
-
-
 class _PackedSum(torch.autograd.Function):
-    """The same on packed signs. Of x it keeps two bits a value, and unpacks them backward."""
+    """`exact_sum` of signs, packed. Of x it keeps two bits a value, and unpacks them backward."""
 
     @staticmethod
     def forward(
@@ -119,7 +83,10 @@ class _PackedSum(torch.autograd.Function):
             grad = grad * scale
         signs = unpack_signs(planes[0], weight.shape[1])
         filters = binary_filters(weight, live, alpha)
-        to_signs, to_filters = _gradients(grad, signs, filters, ctx, (wanted[0], wanted[1]))
+        steps = ctx.stride, ctx.padding
+        to_signs, to_filters = convolution_gradients(
+            grad, signs, filters, *steps, (wanted[0], wanted[1])
+        )
         if to_signs is not None:
             to_x = keep_bits(to_signs, planes[1])
         if to_filters is not None:
@@ -140,17 +107,6 @@ def _packed_sum(
     filters = (pack_signs(weight), pack_bits(live), alpha.flatten())
     y: Tensor = xnor_conv2d(signs, *filters, scale, weight.shape[1], stride, padding)
     return y
-
-
-def _gradients(
-    grad: Tensor, signs: Tensor, filters: Tensor, ctx: Any, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of a convolution of signs with filters, for its two inputs as far as they are wanted."""
-    stride, padding = [ctx.stride] * 2, [ctx.padding] * 2
-    to_signs, to_filters, _ = torch.ops.aten.convolution_backward(
-        grad, signs, filters, None, stride, padding, [1, 1], False, [0, 0], 1, [*wanted, False]
-    )
-    return to_signs, to_filters
 
 
 class _MeanMagnitude(torch.autograd.Function):
@@ -182,6 +138,11 @@ class Xnor(BinaryWeights):
     """One-bit weights and one-bit inputs: XNOR and count, one scale per destination."""
 
     paper = "Rastegari et al.: XNOR-Net, ECCV 2016"
+    use = (
+        "Take it where speed and size count most: 64 edges are one instruction, and a weight is "
+        "one bit. It loses the most accuracy of the operators with scales; bwn keeps real inputs, "
+        "dorefa gives them a few bits."
+    )
     Options: ClassVar[type[Config]] = XnorOptions
     sensitive: ClassVar[bool] = True
 
@@ -196,8 +157,9 @@ class Xnor(BinaryWeights):
             return y
         weight = binary_weight(self.weight, live, learn, mode)
         alpha = row_scale(self.weight, live)
-        signs = _ClippedSign.apply(x).to(weight.dtype)
-        y = _ScaledSum.apply(signs, weight, alpha, self.stride, self.padding)
+        signs = clipped_sign(x).to(weight.dtype)
+        levels = signs.detach(), weight.detach().sign()
+        y = exact_sum(signs, weight, levels, alpha, self.stride, self.padding)
         return y if scale is None else y * scale
 
     def _input_scale(self, x: Tensor, packs: bool) -> Tensor:
@@ -207,7 +169,7 @@ class Xnor(BinaryWeights):
 
     def candidates(self, live: Tensor, epilogue: Epilogue) -> dict[str, Kernel]:
         """Signs of the inputs packed on the way, K beside them where the paper's form has it."""
-        kernel = self._prepare(live, [live.shape[1]])
+        kernel = self.prepared(live, [live.shape[1]])
         if not self.options.input_scale:
             return {"packed": epilogue.after(kernel, fresh=True)}
         window, stride, padding = self.weight.shape[2:], self.stride, self.padding
@@ -224,12 +186,12 @@ class Xnor(BinaryWeights):
         """Words in, where K does not ask for more than signs."""
         if self.options.input_scale:
             return {}
-        return {"packed words": epilogue.after(self._prepare(live, sizes).packed, fresh=True)}
+        return {"packed words": epilogue.after(self.prepared(live, sizes).packed, fresh=True)}
 
-    def _prepare(self, live: Tensor, sizes: Sequence[int]) -> PreparedXnor:
-        words, mask, alpha, channels = self.packed_weight(live, sizes)
-        steps = {"stride": self.stride, "padding": self.padding}
-        return PreparedXnor(words, mask, alpha, channels, **steps)
+    @property
+    def input_bits(self) -> int:
+        """1, or 32 where K reads the magnitudes too."""
+        return WEIGHT_BITS if self.options.input_scale else 1
 
     def used_sources(self, live: Tensor) -> Tensor:
         """With K, every source reaches every destination that has a live edge."""
@@ -239,21 +201,13 @@ class Xnor(BinaryWeights):
 
     @classmethod
     def arrange(cls, steps: tuple[Step, ...], options: Any) -> tuple[Step, ...]:
-        """`norm-last`: the norm goes behind everything but a closing pool.
-
-        Signs carry a bit only if values lie around 0. Averaging keeps a normalised channel's
-        mean at 0, and a norm behind the pool would have but one value per image to work on.
-        """
-        if options.block_order == "as-is" or "norm" not in steps:
-            return steps
-        last = max(place for place, step in enumerate(steps) if step == "norm")
-        rest = steps[:last] + steps[last + 1 :]
-        end = len(rest) - (rest[-1:] == ("pool",))
-        return (*rest[:end], "norm", *rest[end:])
+        """`norm-last` or as the space has them."""
+        return steps if options.block_order == "as-is" else norm_last(steps)
 
     def cost(self, live: Tensor, positions: int) -> Cost:
-        """K counts its mean over sources at positions·stride² inputs, its box filter, the
-        division, and a product per value."""
+        """For E live edges in R rows at P positions: E·P XNORs and R·P multiplications, by the
+        scales; E + 32·R bits. K adds its mean over sources at P·stride² inputs, its box filter,
+        the division, and a product per value."""
         rows, edges = self.rows(live), int(live.sum())
         cost = Cost(
             multiplications=rows * positions,
