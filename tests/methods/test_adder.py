@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from method_cases import SHAPES, Shape, images, label, make, masks
+from method_cases import SHAPES, Largest, Shape, images, label, make, masks
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from wiring.config import Component
 from wiring.cost import Cost
+from wiring.errors import WiringError
 from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 
@@ -119,19 +119,6 @@ def test_mean_and_variance_follow_the_papers_formula(density: float) -> None:
     assert y.var().item() == pytest.approx(variance, rel=0.05)
 
 
-class Largest(TorchDispatchMode):
-    """The elements of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
-        return result
-
-
 @pytest.mark.parametrize("density", [0.3, 1.0])
 def test_training_never_holds_an_array_of_edges_times_pixels(density: float) -> None:
     shape = Shape("wide", batch=4, sources=64, destinations=64, side=16, density=density)
@@ -160,6 +147,39 @@ def test_adders_cost_two_additions_an_edge_and_no_multiplication() -> None:
     edges = int(live.sum())
     cost = make("adder", Shape("pointwise")).cost(live, 10)
     assert cost == Cost(additions=20 * edges, weight_bits=32 * edges)
+
+
+def test_bytes_cost_a_byte_an_edge_and_a_float_an_output_and_nothing_where_none_lives() -> None:
+    op = make("adder", Shape("pointwise"), precision="uint8").float().eval()
+    live, _ = masks(Shape("pointwise"))
+    edges = int(live.sum())
+    op.quantise(torch.randn(op.shape), live, -2.0, 2.0)
+    assert op.cost(live, 10) == Cost(additions=20 * edges, weight_bits=8 * edges + 32 * 6)
+    assert op.cost(live[1:], 1).weight_bits == 8 * edges + 32 * 5  # as in a compacted network
+    none = torch.zeros_like(live)
+    assert op.cost(none, 10) == Cost()
+    assert op.pack(none) == {}
+    op.unpack({}, none)
+    assert not op(images(Shape("pointwise")).float(), none, none).any()
+
+
+def test_bytes_take_over_no_float_weights() -> None:
+    op = make("adder", Shape("pointwise"), precision="uint8")
+    with pytest.raises(WiringError, match="uint8 are made of trained ones"):
+        op.approximate(torch.zeros(op.shape))
+
+
+def test_an_accumulated_gradient_is_scaled_once_as_that_of_the_whole_batch() -> None:
+    shape = Shape("pointwise", batch=4)
+    live, learn = masks(shape)
+    whole, halves = make("adder", shape), make("adder", shape)
+    x = images(shape)
+    whole(x, live, learn).square().sum().backward()
+    for half in x.split(2):
+        halves(half, live, learn).square().sum().backward()
+    for op in (whole, halves):
+        op.scale_gradient(learn)
+    torch.testing.assert_close(whole.weight.grad, halves.weight.grad)
 
 
 def test_a_group_that_receives_adder_sums_is_normalised_first() -> None:

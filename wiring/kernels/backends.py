@@ -130,6 +130,8 @@ def backends() -> list[Backend]:
 def _cpu(op: str) -> Backend:
     module = _module(op)
     if module is None:
+        if not hasattr(importlib.import_module(f"wiring.kernels.{op}.op"), "_native"):
+            return Backend(op, "cpu", False, "has no compiled kernel; PyTorch's own operations run")
         return Backend(op, "cpu", False, native(op).reason)
     sets = module.instruction_sets()
     return Backend(op, "cpu", True, f"{module.instruction_set()} of {', '.join(sets)}")

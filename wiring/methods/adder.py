@@ -5,8 +5,10 @@ are bytes on one grid of 256 levels: a distance needs a common scale. A weight o
 costs nothing: |w - x| = |w - w'| + |w' - x| for its nearest level w', and the first is a constant
 of the output (wiring/quantize.py).
 
-The weights' step is normalised per layer,
-dw ← η √k · dw / ‖dw‖₂ (Chen et al., CVPR 2020, eq. 4-13; η = 0.2 in the released code).
+The weights' step is normalised per layer, dw ← η √k · dw / ‖dw‖₂ (Chen et al., CVPR 2020, eq. 4-13;
+η = 0.2 in the released code). The paper's ablations are options: the gradient sign(x - w) in place
+of x - w, and a rate that is merely increased. Of n zero-mean Gaussian summands E y =
+-n √(2(Var x + Var w)/π) and Var y = (1 - 2/π) n (Var x + Var w): a norm must follow.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from wiring.config import Config
 from wiring.cost import Cost
 from wiring.errors import WiringError
-from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel
+from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel, Seen
 from wiring.kernels.l1_conv2d import (
     PreparedL1,
     PreparedL1Uint8,
@@ -95,7 +97,15 @@ def _values(sums: Tensor, grid: Tensor, offset: Tensor) -> Tensor:
 class Adder(EdgeOp):
     """Negative L1 distance instead of a product: additions only."""
 
-    paper = "Chen et al.: AdderNet, CVPR 2020"
+    paper = (
+        "Chen, Wang, Xu, Shi, Xu, Tian, Xu: AdderNet: Do We Really Need Multiplications in Deep "
+        "Learning?, CVPR 2020"
+    )
+    use = (
+        "Where a multiplication costs more than two additions: twice the additions and no product, "
+        "near to a convolution's accuracy when trained so from the start, first and last layer "
+        "apart. Trained products cannot be taken over; for those, and for fewer bits, take bwn."
+    )
     Options: ClassVar[type[Config]] = AdderOptions
     # Sums lie around -n·√(2(Var x + Var w)/π): without a norm behind them training diverges.
     needs_norm: ClassVar[bool] = True
@@ -130,6 +140,14 @@ class Adder(EdgeOp):
         x = x.to(self.weight.dtype)
         result: Tensor = _AdderSum.apply(x, self.weight, live, learn, steps, self.options)
         return result
+
+    @torch.no_grad()
+    def approximate(self, weight: Tensor, seen: Seen | None = None) -> None:
+        """Copies the weights, from which training may start: no distance stands for a product.
+        Raises WiringError in bytes, whose grid comes from a trained adder (`quantise`)."""
+        if self.in_bytes:
+            raise WiringError("adders of precision uint8 are made of trained ones: quantise those")
+        super().approximate(weight, seen)
 
     def levels(self, values: Tensor) -> Tensor:
         """Values as bytes, the nearest level of each."""
@@ -174,6 +192,8 @@ class Adder(EdgeOp):
         """The weights of live edges, as bytes where that is the precision."""
         if not self.in_bytes:
             return super().pack(live)
+        if not live.any():
+            return {}
         weight = self.levels(self.weight)[live]
         return {"weight": weight, "grid": self.grid, "offset": self.offset}
 
@@ -181,6 +201,9 @@ class Adder(EdgeOp):
     def unpack(self, stored: dict[str, Tensor], live: Tensor) -> None:
         if not self.in_bytes:
             super().unpack(stored, live)
+            return
+        if not stored:  # no edge lives: outputs are 0
+            self.offset.zero_()
             return
         self.grid.copy_(stored["grid"])
         self.offset.copy_(stored["offset"])
@@ -201,8 +224,11 @@ class Adder(EdgeOp):
         grad.mul_(self.options.eta * math.sqrt(edges) / grad.norm().clamp(min=1e-12))
 
     def cost(self, live: Tensor, positions: int) -> Cost:
+        """For E live edges at P positions: 2·E·P additions and no multiplication; 32·E bits, or
+        in bytes 8·E and a float32 per destination and two of the grid. What bytes take to convert
+        inputs and outputs is not counted."""
         edges = int(live.sum())
         bits = edges * WEIGHT_BITS
-        if self.in_bytes:
-            bits = edges * 8 + (len(self.offset) + len(self.grid)) * WEIGHT_BITS
+        if self.in_bytes and edges:
+            bits = edges * 8 + (len(live) + len(self.grid)) * WEIGHT_BITS
         return Cost(additions=2 * edges * positions, weight_bits=bits)
