@@ -6,6 +6,10 @@
 and `wiring.export.export` writes it down in as many bits as `Cost` says; `load_exported` reads
 it back.
 
+Any other PyTorch network becomes wired with `convert`, or with `compress` by methods that follow
+one another; `verify` checks what they promise, `save_model` and `load_model` keep it, and `revert`
+turns it back.
+
 Importing this package loads nothing heavy: each name below is imported when first used.
 """
 
@@ -15,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wiring.compiled import CompiledNetwork, compile
+    from wiring.compiled import CompiledNetwork
     from wiring.cost import Cost
     from wiring.errors import WiringError
     from wiring.export import load_exported
@@ -26,11 +30,19 @@ if TYPE_CHECKING:
     from wiring.graph.rules import EDGE_RULES, EdgeRule
     from wiring.graph.static import StaticGraph
     from wiring.graph.topology import Topology
+    from wiring.models.compiled import compile
+    from wiring.models.compress import compress, verify
+    from wiring.models.convert import convert
+    from wiring.models.files import load_model, save_model
+    from wiring.models.layers import WiredConv2d, WiredLinear
+    from wiring.models.report import Conversion
+    from wiring.models.revert import revert
     from wiring.network import ModelSpec, Network, build_network
 
 _HOMES = {
     "CompiledNetwork": "wiring.compiled",
     "ContinuousGraph": "wiring.graph.dynamic",
+    "Conversion": "wiring.models.report",
     "Cost": "wiring.cost",
     "DiscreteGraph": "wiring.graph.dynamic",
     "EDGE_OPS": "wiring.graph.edges",
@@ -42,17 +54,26 @@ _HOMES = {
     "NeuralGraph": "wiring.graph.neural",
     "StaticGraph": "wiring.graph.static",
     "Topology": "wiring.graph.topology",
+    "WiredConv2d": "wiring.models.layers",
+    "WiredLinear": "wiring.models.layers",
     "WiringError": "wiring.errors",
     "attach": "wiring.graph.neural",
     "build_graph": "wiring.graph.build",
     "build_network": "wiring.network",
-    "compile": "wiring.compiled",
+    "compile": "wiring.models.compiled",
+    "compress": "wiring.models.compress",
+    "convert": "wiring.models.convert",
     "load_exported": "wiring.export",
+    "load_model": "wiring.models.files",
+    "revert": "wiring.models.revert",
+    "save_model": "wiring.models.files",
+    "verify": "wiring.models.compress",
 }
 
 __all__ = [
     "CompiledNetwork",
     "ContinuousGraph",
+    "Conversion",
     "Cost",
     "DiscreteGraph",
     "EDGE_OPS",
@@ -64,12 +85,20 @@ __all__ = [
     "NeuralGraph",
     "StaticGraph",
     "Topology",
+    "WiredConv2d",
+    "WiredLinear",
     "WiringError",
     "attach",
     "build_graph",
     "build_network",
     "compile",
+    "compress",
+    "convert",
     "load_exported",
+    "load_model",
+    "revert",
+    "save_model",
+    "verify",
 ]
 
 
