@@ -38,6 +38,7 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
+    use: ClassVar[str] = ""
     Options: ClassVar[type[Config]] = NoOptions
 
     def __init__(

@@ -30,6 +30,10 @@ class RegularisedEvolution(Algorithm):
 
     name = "evolution"
     paper = "Real et al.: Regularized Evolution for Image Classifier Architecture Search, AAAI 2019"
+    use = (
+        "Where a neighbour of a good network is likely to be good, and trials are many. With "
+        "few trials take tpe."
+    )
     Options = Options
 
     def _propose(self, number: int, rng: np.random.Generator) -> Values:

@@ -32,6 +32,10 @@ class Grid(Algorithm):
     """
 
     name = "grid"
+    use = (
+        "Where every combination of a few values shall be tried once, for a table. Where "
+        "there are too many, take random or tpe."
+    )
     Options = GridOptions
 
     def _propose(self, number: int, rng: np.random.Generator) -> Values:

@@ -12,7 +12,8 @@ from wiring.config import Config
 
 
 class Options(Config):
-    """`population` trials make a generation, the first of them random."""
+    """`population` trials make a generation, the first of them random. `crossover`: how likely a
+    point has two parents."""
 
     population: Annotated[int, Field(ge=2)] = 12
     crossover: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -24,6 +25,10 @@ class Nsga2(OptunaAlgorithm):
 
     name = "nsga2"
     paper = "Deb et al.: A Fast and Elitist Multiobjective Genetic Algorithm, IEEE TEC 2002"
+    use = (
+        "Where the front between accuracy and costs is wanted and trials are in the hundreds. "
+        "With fewer take tpe."
+    )
     Options = Options
 
     def _sampler(self, seed: int) -> BaseSampler:

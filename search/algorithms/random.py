@@ -13,6 +13,9 @@ class RandomSearch(Algorithm):
 
     name = "random"
     paper = "Bergstra, Bengio: Random Search for Hyper-Parameter Optimization, JMLR 2012"
+    use = (
+        "The baseline, and good where many choices hardly matter. tpe learns from what came before."
+    )
 
     def _propose(self, number: int, rng: np.random.Generator) -> Values:
         return self._random(rng)

@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from search.cli import cluster, look, optimize, plot, profile, reproduce, run
+from search.cli import (
+    cluster,
+    convert,
+    cost,
+    explain,
+    look,
+    optimize,
+    plot,
+    profile,
+    reproduce,
+    run,
+)
 from wiring.errors import WiringError
 
 app = typer.Typer(
@@ -24,6 +35,9 @@ app.command("optimize")(optimize.optimize)
 app.command("profile")(profile.profile)
 app.command("reproduce")(reproduce.reproduce)
 app.command("list")(look.list_names)
+app.command("explain")(explain.explain)
+app.command("cost")(cost.cost)
+app.command("convert")(convert.convert)
 app.command("kernels")(look.kernels)
 app.command("plot")(plot.plot)
 app.command("ui")(look.ui)

@@ -41,6 +41,10 @@ class AlexNet(LayeredSpace):
 
     name = "alexnet"
     paper = "Krizhevsky: One weird trick, 2014; Rastegari et al.: XNOR-Net, ECCV 2016"
+    use = (
+        "To compare with published figures of binary and pruned AlexNets on photographs. For "
+        "small images, and for anything new, take resnet18 or mobilenet."
+    )
     Options = Options
     weights = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 

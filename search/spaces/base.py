@@ -33,6 +33,7 @@ class Space(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
+    use: ClassVar[str] = ""
     Options: ClassVar[type[Config]] = NoOptions
     # Choices (or the part of their names before a dot) and options that say how many edges live:
     # a study's budget takes their place.

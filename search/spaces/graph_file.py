@@ -46,6 +46,10 @@ class GraphFile(Space):
 
     name = "graph-file"
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "For a wiring of one's own: any directed acyclic graph from a file. Where the family "
+        "is published, take its space."
+    )
     Options = Options
 
     def choices(self, image: ImageShape) -> dict[str, BaseDistribution]:

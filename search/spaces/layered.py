@@ -268,9 +268,7 @@ class LayeredSpace(Space):
 
     def build(self, values: Mapping[str, Any], image: ImageShape, classes: int) -> ModelSpec:
         """Raises ConfigError for images that the network's windows do not fit into."""
-        layers = Layers(
-            image, density=values["density"], options=self.options, ends=self.ends
-        )
+        layers = Layers(image, density=values["density"], options=self.options, ends=self.ends)
         self.layers(layers, values, image)
         spec = self.spec(
             values,

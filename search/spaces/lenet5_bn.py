@@ -23,6 +23,10 @@ class LeNet5(LayeredSpace):
 
     name = "lenet5-bn"
     paper = "LeCun et al. 1998; Chen et al.: AdderNet, CVPR 2020"
+    use = (
+        "The quickest test of an operator on digits, with the figures of AdderNet beside it. "
+        "For wirings take mobilenet-graph."
+    )
 
     def train(self, image: ImageShape, *, epochs: int, images: int) -> dict[str, Any]:
         """AdderNet's on MNIST, where it takes 50 epochs; the same as on CIFAR."""

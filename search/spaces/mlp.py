@@ -16,7 +16,8 @@ from wiring.network import ImageShape
 
 
 class Options(LayeredOptions):
-    """`hidden` layers of `units` each, and a classifier. Without `norm` they have biases.
+    """`hidden` layers of `units` each, and a classifier. Without `norm` they have biases;
+    behind either is their `activation`.
 
     First and last layer take the operator like all others.
     """
@@ -33,6 +34,10 @@ class Perceptron(LayeredSpace):
 
     name = "mlp"
     paper = "Chen et al.: HashedNets, ICML 2015; Kim, Smaragdis: Bitwise Neural Networks, 2016"
+    use = (
+        "For methods that were published on fully connected networks, hashed and bitwise ones "
+        "first of all. For images at any size a convolutional space is better."
+    )
     Options = Options
     ends: ClassVar[Component | None] = None
 

@@ -49,6 +49,10 @@ class MobileNet(LayeredSpace):
 
     name = "mobilenet"
     paper = "Howard et al.: MobileNets, 2017"
+    use = (
+        "The published MobileNet, block by block, as the baseline of mobilenet-graph. Where "
+        "the wiring itself shall be found, take that."
+    )
     Options = Options
 
     def train(self, image: ImageShape, *, epochs: int, images: int) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class MobileNetGraph(Space):
 
     name = "mobilenet-graph"
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "The first space to search: wirings of MobileNet's channels, from tiny to full size. "
+        "Where layers and their shapes shall stay as published, take mobilenet or resnet18."
+    )
     Options = Options
 
     def size(self, image: ImageShape) -> Size:

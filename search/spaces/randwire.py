@@ -63,6 +63,10 @@ class RandWire(LayeredSpace):
 
     name = "randwire"
     paper = "Xie et al.: Exploring Randomly Wired Neural Networks, ICCV 2019"
+    use = (
+        "To ask what random wiring between whole layers is worth. Where single channels shall "
+        "be wired, take mobilenet-graph."
+    )
     Options = Options
 
     def choices(self, image: ImageShape) -> dict[str, BaseDistribution]:

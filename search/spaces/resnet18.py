@@ -16,6 +16,10 @@ class ResNet18(Residual):
 
     name = "resnet18"
     paper = "He et al.: Deep Residual Learning, CVPR 2016; Chen et al.: AdderNet, CVPR 2020"
+    use = (
+        "The usual network for photographs, with trained weights to begin with. For 32x32 "
+        "images resnet20 is the usual one."
+    )
     Options = ImageNetOptions
     depths = (2, 2, 2, 2)
     widths = (64, 128, 256, 512)

@@ -20,6 +20,10 @@ class ResNet20(Residual):
 
     name = "resnet20"
     paper = "He et al.: Deep Residual Learning, CVPR 2016; Chen et al.: AdderNet, CVPR 2020"
+    use = (
+        "The usual small residual network for 32x32 images, with figures of adder and binary "
+        "edges. resnet32 is deeper."
+    )
     depths = (3, 3, 3)
     widths = (16, 32, 64)
 

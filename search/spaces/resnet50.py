@@ -22,6 +22,10 @@ class ResNet50(Residual):
 
     name = "resnet50"
     paper = "He et al.: Deep Residual Learning, CVPR 2016; Wortsman et al.: DNW, NeurIPS 2019"
+    use = (
+        "Where bottlenecks count, or figures on photographs at that size. resnet18 takes half "
+        "the operations."
+    )
     Options = ImageNetOptions
     depths = (3, 4, 6, 3)
     widths = (64, 128, 256, 512)

@@ -34,6 +34,10 @@ class Sequence(Space):
 
     name = "sequence"
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "For images read row by row by a recurrent wiring. Where the whole image is seen at "
+        "once, take tiny-discrete or any static space."
+    )
     Options = Options
 
     def choices(self, image: ImageShape) -> dict[str, BaseDistribution]:

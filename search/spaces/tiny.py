@@ -20,8 +20,8 @@ SMALLEST_SIDE = 5  # the stem leaves a quarter, and a single pixel cannot be nor
 
 
 class TinyOptions(Config):
-    """What competes for the edge budget: `usable` edges only, or as in the `released` code of the
-    paper the whole matrix of 800 x 800 weights, more than half of which no pass ever reads."""
+    """`pool`, what competes for the edge budget: `usable` edges only, or as in the `released` code
+    of the paper the whole matrix of 800 x 800 weights, more than half of which no pass reads."""
 
     pool: Literal["usable", "released"] = "usable"
 
@@ -36,6 +36,10 @@ class Tiny(Space):
 
     name = "tiny"
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "The small classifiers of Discovering Neural Wirings: minutes on a CPU. For larger "
+        "budgets take mobilenet-graph."
+    )
     Options: ClassVar[type[Config]] = TinyOptions
 
     def choices(self, image: ImageShape) -> dict[str, BaseDistribution]:

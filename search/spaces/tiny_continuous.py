@@ -17,4 +17,8 @@ class TinyContinuous(TinyDiscrete):
     """
 
     name = "tiny-continuous"
+    use = (
+        "For wirings as differential equations. It costs many evaluations an image; tiny- "
+        "discrete takes five steps."
+    )
     dynamics: ClassVar[Dynamics] = Continuous(solver="dopri5", time=1.0, rtol=1e-3, atol=1e-3)

@@ -25,6 +25,10 @@ class TinyDiscrete(Tiny):
     """
 
     name = "tiny-discrete"
+    use = (
+        "For wirings that may run in circles, over a few steps in time. Where they may not, "
+        "tiny is the same size and faster."
+    )
     Options: ClassVar[type[Config]] = NoOptions
     dynamics: ClassVar[Dynamics] = Discrete(steps=STEPS)
 

@@ -17,6 +17,10 @@ class Vgg9(LayeredSpace):
 
     name = "vgg9"
     paper = "Courbariaux et al.: BinaryConnect, NIPS 2015; Hu et al.: BWNH, AAAI 2018"
+    use = (
+        "To compare with the published figures of BWN and BWNH on 32x32 images. vgg-small is "
+        "the usual one elsewhere."
+    )
 
     def train(self, image: ImageShape, *, epochs: int, images: int) -> dict[str, Any]:
         """As VGG-small."""

@@ -29,6 +29,10 @@ class VggSmall(LayeredSpace):
 
     name = "vgg-small"
     paper = "Cai et al.: HWGQ, CVPR 2017; Chen et al.: AdderNet, CVPR 2020"
+    use = (
+        "To compare with published figures of adder, binary and quantised VGGs on 32x32 "
+        "images. resnet20 reaches as much with less."
+    )
     Options = Options
 
     def train(self, image: ImageShape, *, epochs: int, images: int) -> dict[str, Any]:
