@@ -70,8 +70,9 @@ class BudgetConfig(Config):
 class StudyConfig(Config):
     """Everything a study needs; stands in TOML, in `study.json` and behind the CLI's flags.
 
-    `train` overrides what the space trains with; `fix` pins choices of the space. The best
-    networks have high validation accuracy and low `minimize` costs. A `budget` replaces the
+    A `node_rule` removes nodes of every trial's network after the share `train.removal` of its
+    training. `train` overrides what the space trains with; `fix` pins choices of the space. The
+    best networks have high validation accuracy and low `minimize` costs. A `budget` replaces the
     choices of the space that say how many edges live. `max_time` in seconds limits the run that
     begins the study, not one that resumes it.
     """
@@ -79,6 +80,7 @@ class StudyConfig(Config):
     space: Component
     op: tuple[Component, ...] = (Component(name="dense"),)
     rule: tuple[Component, ...] = (Component(name="dnw"),)
+    node_rule: Component | None = None
     data: DataConfig = DataConfig()
     train: dict[str, Any] = Field(default_factory=dict)
     fix: dict[str, Any] = Field(default_factory=dict)

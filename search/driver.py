@@ -25,6 +25,7 @@ from search.tracking import Mirror, tracking_reachable
 from wiring.config import parse
 from wiring.errors import WiringError
 from wiring.graph.mixed import operators
+from wiring.graph.node_rules import NODE_RULES
 from wiring.graph.rules import EDGE_RULES
 from workers.data import DATA, ImageData, load_data
 from workers.evaluate import read_spec
@@ -68,6 +69,8 @@ def check(config: StudyConfig, tracking_uri: str | None) -> None:
         operators(op)
     for rule in config.rule:
         EDGE_RULES.get(rule.name).parse_options(rule.options)
+    if config.node_rule is not None:
+        NODE_RULES.get(config.node_rule.name).parse_options(config.node_rule.options)
     if tracking_uri is not None:
         tracking_reachable(tracking_uri)
 

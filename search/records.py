@@ -17,6 +17,7 @@ from wiring.errors import StudyError
 from workers.files import read_lines
 
 RECIPE = "recipe.json"
+COSTS = "costs.json"
 
 Stamp = list[int]
 Row = dict[str, Any]
@@ -86,7 +87,8 @@ class TrialRecords:
 
     def files(self) -> list[Path]:
         """What a person may want to keep of the trial, as far as it is there."""
-        named = [self.directory / n for n in ("spec.json", "result.json", "weights.safetensors")]
+        names = ("spec.json", "network.json", COSTS, "result.json", "weights.safetensors")
+        named = [self.directory / name for name in names]
         return [p for p in named if p.exists()] + visible_files(self.directory / "artifacts")
 
 

@@ -35,6 +35,7 @@ from wiring.graph.mixed import is_mixed
 from wiring.network import ImageShape, ModelSpec
 from workers.files import append_line, read_lines, write_text
 from workers.latency import predictor
+from workers.removal import check_removal
 from workers.spec import TrainConfig, TrialSpec
 from workers.trial import TrialResult
 
@@ -230,7 +231,7 @@ class Study:
         self._algorithm = algorithm
         # What cannot be built at all is said now, before anything is asked for.
         first = {kind: next(iter(components)) for kind, components in self._components.items()}
-        self.spec(settle(choices, {**self.space.defaults(image), **first}))
+        check_removal(self.spec(settle(choices, {**self.space.defaults(image), **first})))
 
     @property
     def epochs(self) -> int:
@@ -287,6 +288,7 @@ class Study:
             train=parse(TrainConfig, train, where="train"),
             data=self.data,
             seed=int(params["seed"]),
+            node_rule=self.config.node_rule,
         )
 
     def _wired(self, model: ModelSpec) -> ModelSpec:

@@ -11,6 +11,7 @@ keeps one of several metrics that agree in key, step, timestamp and value.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -31,7 +32,7 @@ from search.projection import (
     trial_params,
     trial_tags,
 )
-from search.records import StudyRecords, TrialRecords, stamp
+from search.records import COSTS, StudyRecords, TrialRecords, stamp
 from search.serve import EXPERIMENT, default_uri, serve_ui, tracking_reachable, without_secrets
 from wiring.errors import StudyError, TrackingError
 
@@ -51,6 +52,9 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+# By this tag MLflow's pages know an artifact for a table.
+TABLES_TAG = "mlflow.loggedArtifacts"
+COSTS_TABLE = json.dumps([{"path": COSTS, "type": "table"}])
 ENDED_STATUS = {
     "finished": "FINISHED",
     "stopped": "KILLED",
@@ -305,6 +309,9 @@ class Mirror:
             ended = trial.tell["time"] if trial.tell else None
             self._set_status(entry, task.value, ended, trial.id)
         elif task.kind == "file":
+            if task.value.name == COSTS:
+                # What log_table sets, without its way of adding to a table that is there already.
+                self._client.set_tag(entry["run"], TABLES_TAG, COSTS_TABLE)
             self._log_file(entry, task.value)
         self._cursor.save()
 

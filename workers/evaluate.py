@@ -21,6 +21,8 @@ from workers.device import pick_device
 from workers.files import read_json
 from workers.spec import DataConfig, TrainConfig, TrialSpec
 
+# The network that a node rule left, beside the spec of the trial.
+NETWORK = "network.json"
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -81,13 +83,22 @@ def read_spec(directory: Path) -> TrialSpec:
     return parse(TrialSpec, read_json(path), where=str(path))
 
 
+def read_trained_spec(directory: Path) -> TrialSpec:
+    """The same, with the network that training ended with: a smaller one where a node rule has
+    removed nodes. Wirings and weights in the directory are this network's."""
+    spec, path = read_spec(directory), directory / NETWORK
+    if not path.exists():
+        return spec
+    return spec.model_copy(update={"model": parse(ModelSpec, read_json(path), where=str(path))})
+
+
 def load_trained(directory: Path) -> tuple[TrialSpec, Network]:
-    """The spec and the best network that a trial left in its directory.
+    """The spec (see `read_trained_spec`) and the best network that a trial left in its directory.
 
     Raises StudyError where the spec is missing, CheckpointError where the weights are missing or
     are not this network's.
     """
-    spec = read_spec(directory)
+    spec = read_trained_spec(directory)
     path = directory / "weights.safetensors"
     network = build_network(spec.model, seed=spec.seed)
     try:

@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from wiring.config import Config
+from wiring.config import Component, Config
 from wiring.network import ModelSpec
 
 
@@ -31,7 +31,8 @@ class TrainConfig(Config):
 
     A checkpoint is written after every epoch, and after every `checkpoint_steps` steps where
     epochs are long. `threads` is fixed, since sums on a CPU depend on it. `device` auto is a GPU
-    where there is one; `mixed_precision` (float16 with a loss scaler) needs one.
+    where there is one; `mixed_precision` (float16 with a loss scaler) needs one. `removal` is the
+    share of training after which a node rule, where there is one, removes nodes.
     """
 
     epochs: PositiveInt = 12
@@ -51,6 +52,7 @@ class TrainConfig(Config):
     checkpoint_steps: PositiveInt | None = None
     threads: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    removal: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class DataConfig(Config):
@@ -80,17 +82,23 @@ class DataConfig(Config):
 
 
 class TrialSpec(Config):
-    """A trial is reproducible from this alone: same spec, same numbers on a CPU."""
+    """A trial is reproducible from this alone: same spec, same numbers on a CPU.
+
+    With a `node_rule` the network that it ends with has fewer nodes than `model`.
+    """
 
     model: ModelSpec
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     seed: NonNegativeInt = 0
+    node_rule: Component | None = None
 
     def digest(self) -> str:
         """Hex SHA-256 of all that decides the numbers: not where the data lie or are read from."""
         plain = self.to_dict()
         for key in ("root", "download", "loaders"):
             del plain["data"][key]
+        if self.node_rule is None:  # as before there were any
+            del plain["node_rule"], plain["train"]["removal"]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from wiring.config import parse
 from wiring.errors import CheckpointError, WiringError
-from wiring.graph import measure, telemetry
+from wiring.graph import costs, measure, telemetry
 from wiring.graph.dynamic import ContinuousGraph
 from wiring.graph.neural import attach
-from wiring.graph.phases import Phase, clock_at
-from wiring.network import build_network
+from wiring.graph.phases import clock_at
+from wiring.network import ModelSpec, Network, build_network
 from workers.checkpoint import Checkpoint
 from workers.data import ImageData
 from workers.device import rng_state, seed_everything, set_rng_state
 from workers.evaluate import evaluate, evaluation_batch
 from workers.pretrained import start_from_pretrained
-from workers.spec import TrainConfig, TrialSpec
+from workers.removal import Removal
+from workers.schedule import learning_rate
+from workers.spec import TrialSpec
 
 Row = dict[str, Any]
 Progress = Callable[[int, int, int], None]
@@ -35,31 +38,6 @@ EXAMPLES = 512  # images that operators look at between stages
 
 class Diverged(Exception):
     """The loss or a weight is no longer finite; the message says where."""
-
-
-def learning_rate(
-    train: TrainConfig, step: int, steps_per_epoch: int, phases: Sequence[Phase] = (Phase("train"),)
-) -> float:
-    """The rate of optimiser step `step` (0, 1, …, over all epochs).
-
-    The schedule, made for all epochs, is run through in every phase, shortened to its share.
-    """
-    every = train.epochs * steps_per_epoch
-    clock = clock_at(step, every, phases)
-    assert clock.phase_end is not None
-    rate = train.lr * phases[clock.phase].lr
-    stretch = every / (clock.phase_end - clock.phase_begin)
-    done = (step - clock.phase_begin) * stretch
-    warmup = round(train.warmup_epochs * steps_per_epoch)
-    if done < warmup:
-        return rate * (done + 1) / warmup
-    if train.schedule == "cosine":
-        span = max(every - warmup, 1)
-        return rate * 0.5 * (1 + math.cos(math.pi * (done - warmup) / span))
-    if train.schedule == "step":
-        epoch = int(done // steps_per_epoch)
-        return rate * train.decay ** sum(m <= epoch for m in train.milestones)
-    return rate
 
 
 @dataclass
@@ -83,7 +61,8 @@ class Trainer:
     """A network under training. `epoch` epochs are done, and `step` steps of the next one.
 
     `history` holds the metrics row of every epoch done; `best` the weights of the epoch with the
-    highest validation accuracy (the earliest of equals), among those of the rule's last phase.
+    highest validation accuracy (the earliest of equals), among those of the last phase.
+    With a node rule `network` becomes another, smaller one on the way; `on_removal` hears of it.
     """
 
     def __init__(self, spec: TrialSpec, data: ImageData, device: torch.device) -> None:
@@ -91,7 +70,25 @@ class Trainer:
         train = spec.train
         network = build_network(spec.model, seed=spec.seed)
         start_from_pretrained(network, spec.seed)
-        self.network = network.to(device)
+        self.steps = data.steps(train.batch_size)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.mixed_precision)
+        every = train.epochs * self.steps
+        self.removal = Removal(spec, network, every) if spec.node_rule else None
+        self.removed = False
+        self.on_removal: Callable[[], None] = lambda: None
+        self._take(network)
+        self.phases = self.removal.phases if self.removal else network.graph.phases()
+        self.epoch = self.step = self.best_epoch = 0
+        self.history: list[Row] = []
+        self.best: dict[str, Tensor] = {}
+        self.births = telemetry.first_births(self._masks())
+        self.sums = _Sums.zero(device)
+        seed_everything(spec.seed)
+
+    def _take(self, network: Network) -> None:
+        """Train this network from now on, with a new optimiser."""
+        train = self.spec.train
+        self.network = network.to(self.device)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=train.lr,
@@ -102,18 +99,17 @@ class Trainer:
             # gradient hooks that gradients are still scaled.
             fused=not train.mixed_precision,
         )
-        self.steps = data.steps(train.batch_size)
         attach(self.network, self.optimizer, steps=train.epochs * self.steps, data=self._examples)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=train.mixed_precision)
-        if train.batch_size == 1 or data.counts["train"] == 1:
+        if train.batch_size == 1 or self.data.counts["train"] == 1:
             _allow_single_values(self.network)
-        self.phases = self.network.graph.phases()
-        self.epoch = self.step = self.best_epoch = 0
-        self.history: list[Row] = []
-        self.best: dict[str, Tensor] = {}
-        self.births = telemetry.first_births(self._masks())
-        self.sums = _Sums.zero(device)
-        seed_everything(spec.seed)
+
+    def _remove_nodes(self, removal: Removal) -> None:
+        """Go on with the network that the node rule leaves."""
+        self._calibrate()
+        images, self.removed = self._examples(), True
+        small, self.births = removal.remove(self.network, images, self.births, self.epoch)
+        self._take(small.train())
+        self.on_removal()
 
     @property
     def global_step(self) -> int:
@@ -157,7 +153,9 @@ class Trainer:
         return self._close_epoch(time.monotonic())
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
-        train = self.spec.train
+        train, removal = self.spec.train, self.removal
+        if removal and not self.removed and self.global_step >= removal.step:
+            self._remove_nodes(removal)
         rate = learning_rate(train, self.global_step, self.steps, self.phases)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -182,6 +180,8 @@ class Trainer:
                 raise
             raise Diverged(f"a weight is not finite{self._where(self.step + 1)}") from None
         self.scaler.update()
+        if removal and not self.removed:
+            removal.shrink(self.network, rate)
 
     def _check_finite(self, step: int) -> None:
         """Reads a number back from the device: every step on a CPU, now and then on a GPU."""
@@ -233,7 +233,7 @@ class Trainer:
             **telemetry.age_summary(self.births, self.epoch + 1),
             "dead_nodes": measure.dead_nodes(graph),
             "depth": measure.depth(graph),
-            **measure.total_cost(self.network).to_dict(),
+            **costs.total_cost(self.network).to_dict(),
             "step_ms": 1000 * sums.seconds / self.steps,
             "epoch_seconds": sums.seconds + time.monotonic() - ended,
             "time": time.time(),
@@ -243,6 +243,8 @@ class Trainer:
         if final and validation.accuracy > best:
             self.best_epoch = row["epoch"]
             self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        if self.removal:
+            row["nodes"] = sum(group.size for group in graph.topology.groups)
         if isinstance(graph, ContinuousGraph):
             row |= {"nfe": graph.take_mean_nfe(), "val_nfe": graph.passes}
         self.history.append(row)
@@ -294,6 +296,7 @@ class Trainer:
             "seconds": self.sums.seconds,
             "optimizer": scalars,
             "scaler": self.scaler.state_dict(),
+            "network": self.network.spec.to_dict() if self.removed else None,
         }
         tensors = {f"{s}/{k}": v for s, section in sections.items() for k, v in section.items()}
         return tensors, state
@@ -306,6 +309,9 @@ class Trainer:
                 f"the checkpoint was made with data {state['data'][:12]}, "
                 f"'{self.data.name}' now is {self.data.digest[:12]}"
             )
+        if state.get("network"):
+            self._take(build_network(parse(ModelSpec, state["network"], where="checkpoint")))
+            self.removed = True
         self.network.load_state_dict(dict(_section(saved, "model", self.device)))
         self.best = dict(_section(saved, "best", self.device))
         self.births = dict(_section(saved, "births", self.device))

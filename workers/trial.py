@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +14,21 @@ import torch
 
 from wiring.config import Config, parse
 from wiring.errors import CheckpointError, SolverError
-from wiring.graph.measure import live_edges, total_cost
+from wiring.graph.costs import total_cost
+from wiring.graph.measure import live_edges
 from wiring.network import Network, build_network
 from workers.checkpoint import Checkpoints
+from workers.costs import as_columns, network_table
 from workers.data import ImageData, load_data
 from workers.device import pick_device
-from workers.evaluate import check_fits, evaluate, evaluation_batch
-from workers.files import read_json, write_json, write_tensors
+from workers.evaluate import NETWORK, check_fits, evaluate, evaluation_batch
+from workers.files import read_json, write_json, write_tensors, write_text
 from workers.spec import TrialSpec
 from workers.train import Diverged, Progress, Row, Trainer
 
 SPEC, RESULT, WEIGHTS = "spec.json", "result.json", "weights.safetensors"
+COSTS = "costs.json"  # layer by layer, beside the ordinary network's, as MLflow shows tables
+SNAPSHOTS = "wirings"
 
 
 class TrialResult(Config):
@@ -85,6 +91,9 @@ def run_trial(
     if saved:
         trainer.unpack(saved)
         spent = saved.state["trial_seconds"]
+    trainer.on_removal = partial(_write_smaller, trainer, directory)
+    if spec.node_rule and not trainer.removed:
+        _forget_smaller(trainer, directory)
 
     def seconds() -> float:
         return spent + time.monotonic() - started
@@ -133,8 +142,31 @@ def _ended(directory: Path) -> TrialResult | None:
 
 
 def _write_wiring(trainer: Trainer, directory: Path) -> None:
-    path = directory / "wirings" / f"epoch-{trainer.epoch:04d}.safetensors"
+    path = directory / SNAPSHOTS / f"epoch-{trainer.epoch:04d}.safetensors"
     write_tensors(path, trainer.wiring_tensors())
+
+
+def _write_smaller(trainer: Trainer, directory: Path) -> None:
+    """The network has lost nodes: from here on its wirings are those of another graph. Those of
+    before go, and the epoch before the removal stands with the wiring that is left of it; not so
+    epoch 0, which is what was before any training."""
+    _drop_snapshots(directory)
+    write_json(directory / NETWORK, trainer.network.spec.to_dict())
+    if trainer.epoch:
+        _write_wiring(trainer, directory)
+
+
+def _forget_smaller(trainer: Trainer, directory: Path) -> None:
+    """An attempt that was cut off had removed nodes, and its checkpoints hold none of that."""
+    if (directory / NETWORK).exists():
+        _drop_snapshots(directory)
+        (directory / NETWORK).unlink()
+        _write_wiring(trainer, directory)
+
+
+def _drop_snapshots(directory: Path) -> None:
+    for path in (directory / SNAPSHOTS).glob("epoch-*.safetensors"):
+        path.unlink()
 
 
 def _conclude(
@@ -151,6 +183,8 @@ def _conclude(
         write_tensors(directory / WEIGHTS, trainer.best)
     else:
         network = build_network(spec.model, seed=spec.seed).to(trainer.device)
+    columns = as_columns(network_table(network, spec.model))
+    write_text(directory / COSTS, json.dumps(columns, separators=(",", ":")))
     test = None
     if reason is None:
         test = evaluate(network, trainer.data.test_batches(evaluation_batch(spec.train)))

@@ -12,14 +12,14 @@ import typer
 from search.cli import options
 from wiring.registry import Entry
 
-Kind = Literal["spaces", "ops", "rules", "algorithms", "data"]
+Kind = Literal["spaces", "ops", "rules", "node-rules", "algorithms", "data"]
 
 
 def list_names(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects on stdout.")] = False,
 ) -> None:
-    """List what can be named: spaces, ops, rules, algorithms or data."""
+    """List what can be named: spaces, ops, rules, node-rules, algorithms or data."""
     entries = _entries(kind)
     if as_json:
         print(
@@ -50,6 +50,10 @@ def _entries(kind: Kind) -> list[Entry]:
         from workers.data import DATA
 
         return DATA.entries()
+    if kind == "node-rules":
+        from wiring.graph.node_rules import NODE_RULES
+
+        return NODE_RULES.entries()
     from wiring.graph.edges import EDGE_OPS
     from wiring.graph.rules import EDGE_RULES
 

@@ -47,6 +47,13 @@ Densities = Annotated[
 Rules = Annotated[
     list[str] | None, typer.Option("--rule", help="Edge rule; repeat it to search over several.")
 ]
+NodeRule = Annotated[
+    str | None,
+    typer.Option(
+        help="Node rule ('wiring list node-rules'): removes nodes after the share train.removal "
+        "of training, half of it by default, and the smaller network trains on."
+    ),
+]
 Pool = Annotated[
     str | None,
     typer.Option(
@@ -147,7 +154,7 @@ def study_config(
             data[section][leaf] = value
         elif key in ("op", "rule"):
             data[key] = [{"name": name} for name in value]
-        elif key in ("space", "algorithm"):
+        elif key in ("space", "algorithm", "node_rule"):
             data[key] = {"name": value}
         elif key == "budget":
             section = data.get(key, {}) if set(value) == {"densities"} else {}
@@ -172,8 +179,9 @@ def _with_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, A
         data[kind] = components[0] if len(components) == 1 else components
         if len(components) == 1:
             single[kind] = True
-    if isinstance(data["space"], str):
-        data["space"] = {"name": data["space"]}
+    for kind in ("space", "node_rule"):
+        if isinstance(data.get(kind), str):
+            data[kind] = {"name": data[kind]}
     data = override(data, settings)
     for kind in single:
         data[kind] = [data[kind]]

@@ -14,7 +14,9 @@ RULES = EDGE_RULES.names()
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_op = pytest.mark.parametrize("op", ["dense", "bwn", "xnor", "adder"])
 CLASSES = {name: EDGE_RULES.get(name) for name in RULES}
-budgeted = pytest.mark.parametrize("rule", [n for n in RULES if n not in ("complete", "surgery")])
+budgeted = pytest.mark.parametrize(
+    "rule", [n for n in RULES if n != "complete" and CLASSES[n](BUDGET).keeps_budget]
+)
 
 
 def phases(rule: str) -> int:

@@ -21,6 +21,7 @@ from search.serve import server
 from search.tracking import Mirror, default_uri, serve_ui, tracking_reachable
 from tests.search.fake_study import FakeStudy, trial_spec, whole_study
 from wiring.errors import StudyError, TrackingError
+from wiring.graph.costs import total_cost
 from workers.files import read_json, read_lines, write_json
 
 # Histories by trial, metric and step; "" stands for the study's own run.
@@ -133,6 +134,21 @@ def test_files_of_an_ended_trial_become_artifacts(mirrored: FakeStudy) -> None:
     stored = Path(run.info.artifact_uri.removeprefix("file://")) / "spec.json"
     assert stored.is_relative_to(mirrored.directory.parent / "mlartifacts")
     assert stored.read_bytes() == (mirrored.trial("0000") / "spec.json").read_bytes()
+
+
+def test_the_costs_of_a_trial_are_a_table_in_mlflow(mirrored: FakeStudy) -> None:
+    runs = all_runs(default_uri(mirrored.directory.parent))
+    # What makes MLflow's pages show an artifact as a table, and load_table find it.
+    shown = '[{"path": "costs.json", "type": "table"}]'
+    assert runs["0000"].data.tags["mlflow.loggedArtifacts"] == shown
+    assert "mlflow.loggedArtifacts" not in runs["0001"].data.tags
+    stored = read_json(Path(runs["0000"].info.artifact_uri.removeprefix("file://")) / "costs.json")
+    lines = [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]]
+    wholes = {line["form"]: line for line in lines if line["layer"] == "total"}
+    cost = total_cost(mirrored.networks["0000"])
+    assert set(wholes) == {"found", "dense"}
+    assert wholes["found"]["weight_bits"] == cost.weight_bits < wholes["dense"]["weight_bits"]
+    assert wholes["found"]["activation_bits"] == cost.activation_bits > 0
 
 
 def test_parameters_hold_the_spec_without_its_edges(mirrored: FakeStudy) -> None:

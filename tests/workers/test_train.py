@@ -16,8 +16,9 @@ from wiring.errors import CheckpointError, ConfigError
 from workers.checkpoint import Checkpoint
 from workers.data import ImageData, load_data
 from workers.device import pick_device, rng_state, seed_everything, set_rng_state
+from workers.schedule import learning_rate
 from workers.spec import TrainConfig, TrialSpec
-from workers.train import Trainer, learning_rate
+from workers.train import Trainer
 
 
 @pytest.fixture(scope="module")

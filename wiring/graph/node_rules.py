@@ -1,8 +1,8 @@
 """The plug-in protocol of node rules: which nodes of a trained network go, and who inherits them.
 
 A rule sees the nodes of one group at a time: what arrives at them, what leaves them, and what
-they compute on the images of a calibration set. Whoever drives it (`wiring.graph.removal` for
-neural graphs, `wiring.models.removal` for any other network) removes the nodes physically.
+they compute on the images of a calibration set. Whoever drives it (`wiring.removal` for neural
+graphs, `wiring.models.removal` for any other network) removes the nodes physically.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ class Nodes:
     it has one. outgoing float [destinations, size, kh, kw]: those of the edges that read the
     nodes, all readers of equal kernel side by side; None where a rule cannot change them.
     values float [M, size]: what the nodes compute, behind their activation, on M samples (images,
-    or pixels of images), drawn at random.
+    or pixels of images), drawn at random. effective float [size, features] is what makes a node
+    what it is: `incoming` with a batch norm's scale and shift taken in, and what else it has of
+    its own (a depthwise kernel). Nodes of equal rows compute the same.
     """
 
     name: str
     incoming: Tensor
     outgoing: Tensor | None
     values: Tensor
+    effective: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -95,3 +98,19 @@ def strongest_nodes(scores: Tensor, count: int) -> Tensor:
     kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     kept[torch.sort(scores, descending=True, stable=True).indices[:count]] = True
     return kept
+
+
+def remaining(size: int, share: float) -> int:
+    """How many of `size` nodes stay where a share goes: at least one."""
+    return max(1, size - round(share * size))
+
+
+def squared_distances(rows: Tensor) -> Tensor:
+    """‖row_i − row_j‖² of rows [size, features]; float64 [size, size], exactly 0 where two rows
+    differ by no more than rounding."""
+    rows = rows.double()
+    products = rows @ rows.T
+    squares = products.diagonal()
+    sums = squares[:, None] + squares[None, :]
+    distances = sums - 2 * products
+    return torch.where(distances > 1e-12 * sums, distances, 0.0)
