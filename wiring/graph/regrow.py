@@ -21,7 +21,7 @@ FEWEST_UPDATES = 10  # what a training shorter than ten intervals is divided int
 class RegrowOptions(Config):
     """Every `interval` steps (ΔT; by default 100, in trainings of less than 1000 steps a tenth of
     them) and before the share `until` of training, the weakest `fraction` of the live edges goes
-    and as many come. The fraction falls to 0 as a cosine, or stays."""
+    and as many come. `anneal`: the fraction falls to 0 as a `cosine`, or stays."""
 
     interval: PositiveInt | None = None
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3

@@ -127,6 +127,7 @@ class EdgeRule(nn.Module, ABC):
     """
 
     paper: ClassVar[str] = ""
+    use: ClassVar[str] = ""
     learns_dead_edges: ClassVar[bool] = False
     # The live edges stay those of the beginning: `select` is not called after steps.
     fixed: ClassVar[bool] = False

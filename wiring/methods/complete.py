@@ -12,6 +12,10 @@ class CompleteGraph(EdgeRule):
     """Every usable edge lives, whatever the budget: the dense upper bound."""
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "Take it for the ordinary network, against which everything else is held. Any other "
+        "rule where fewer edges shall live."
+    )
     fixed = True
     keeps_budget = False
 

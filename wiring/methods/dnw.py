@@ -15,6 +15,10 @@ class DiscoveringNeuralWirings(EdgeRule):
     """The k strongest edges live, and every usable edge goes on learning."""
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "The first rule to try: it finds wirings while it trains, at full training cost, "
+        "since dead edges learn too. Where training must be sparse as well, take rigl or set."
+    )
     learns_dead_edges = True
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:

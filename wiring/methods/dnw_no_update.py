@@ -12,6 +12,10 @@ class DnwNoUpdate(EdgeRule):
     """The k strongest edges live, and dead edges receive no gradient: DNW's ablation."""
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "The ablation of dnw: what the search for edges is worth without training the dead "
+        "ones. For results take dnw."
+    )
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:
         return self.strongest(scores, allowed)

@@ -40,6 +40,10 @@ class EnergyAwarePruning(IterativePruning):
     """Edges go where most energy is saved for the accuracy that they cost."""
 
     paper = "Yang, Chen, Sze: Designing Energy-Efficient CNNs using Energy-Aware Pruning, CVPR 2017"
+    use = (
+        "Where the energy of the operations counts and not the number of edges: edges that "
+        "run at many pixels go first. With one price for all edges it is magnitude."
+    )
     needs_prices = True
     needs_own_weights = True
     Options = Options

@@ -24,6 +24,11 @@ class FineTune(CompleteFirst):
     """Train the complete graph, keep its k strongest edges, train those on."""
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "The plainest way to a sparse network: train all edges, cut once, train on at a lower "
+        "rate. Several smaller cuts (magnitude), or a choice at every step (dnw), leave more "
+        "accuracy at few edges."
+    )
     Options = Options
 
     def phases(self) -> tuple[Phase, ...]:

@@ -30,6 +30,10 @@ class AnnealedL1(CompleteFirst):
     """An L1 penalty grows while the complete graph trains; then the k strongest edges live."""
 
     paper = "Wortsman, Farhadi, Rastegari: Discovering Neural Wirings, NeurIPS 2019"
+    use = (
+        "A baseline in which a growing penalty says which edges are wanted before the cut. "
+        "Its strength needs tuning; dnw has nothing to tune."
+    )
     learns_dead_edges = True
     needs_own_weights = True
     Options = Options

@@ -18,6 +18,10 @@ class LotteryTicket(CompleteFirst):
     """Train the complete graph, keep its k strongest edges, train those from the beginning."""
 
     paper = "Frankle, Carbin: The Lottery Ticket Hypothesis, ICLR 2019"
+    use = (
+        "To ask whether a wiring can be trained from its first weights. As a way to an "
+        "accurate network fine-tune, which keeps the trained ones, is at least as good."
+    )
     Options = PretrainOptions
 
     def phases(self) -> tuple[Phase, ...]:

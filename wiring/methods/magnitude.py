@@ -32,6 +32,10 @@ class MagnitudePruning(IterativePruning):
     """Edges weaker than a multiple of their layer's deviation go, in rounds with retraining."""
 
     paper = "Han et al.: Learning both Weights and Connections, NeurIPS 2015"
+    use = (
+        "The classic: train, cut, train on. A strong baseline where a full dense training can "
+        "be paid for."
+    )
     scales_dropout = True
     Options = Options
 

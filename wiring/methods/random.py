@@ -13,6 +13,10 @@ class RandomWiring(EdgeRule):
     """k edges drawn at random and kept: the baseline with the same budget as DNW."""
 
     paper = "Xie et al.: Exploring Randomly Wired Neural Networks, ICCV 2019"
+    use = (
+        "The control: what a budget of edges is worth without choosing. Every other rule "
+        "should beat it."
+    )
     fixed = True
 
     def select(self, scores: Tensor, allowed: Tensor, live: Tensor | None) -> Tensor:

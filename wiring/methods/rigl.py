@@ -22,6 +22,11 @@ class RiggedLottery(Regrowing):
     """The weakest edges move to where the gradient asks for edges."""
 
     paper = "Evci et al.: Rigging the Lottery, ICML 2020"
+    use = (
+        "Where memory and time of training must stay those of the sparse network: edges grow "
+        "where the gradient asks for them. Where dense training can be paid for, dnw is often "
+        "better."
+    )
     # |gradient| of all edges in the step under way.
     dense: Tensor | None = None
 

@@ -20,6 +20,10 @@ class SparseEvolutionaryTraining(Regrowing):
     """The weakest edges move to random places, again and again."""
 
     paper = "Mocanu et al.: Scalable Training of Artificial Neural Networks with Adaptive Sparse "
+    use = (
+        "The simplest rule that rewires while it trains sparsely: grown edges are random. "
+        "rigl grows better ones for the gradient of one step in many."
+    )
     paper += "Connectivity, Nature Communications 2018"
 
     def growth(self, edges: ScopeEdges) -> Tensor:

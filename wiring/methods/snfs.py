@@ -34,6 +34,10 @@ class SparseMomentum(Regrowing):
     """The weakest edges move to the scopes and places whose gradients agree over time."""
 
     paper = "Dettmers, Zettlemoyer: Sparse Networks from Scratch, 2019"
+    use = (
+        "Sparse training that also moves edges between layers, by momentum. It needs the "
+        "momentum of dead edges; where that is too much memory, take rigl."
+    )
     # Of its scope; the network keeps its total.
     keeps_budget = False
     Options = Options

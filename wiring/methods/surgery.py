@@ -25,8 +25,9 @@ from wiring.graph.rules import EDGE_RULES, ScopeEdges
 
 
 class Options(PretrainOptions):
-    """The paper's c, γ and p; hysteresis between `lower` τ and `upper` τ; no refresh after the
-    share `stop` of surgery."""
+    """The paper's `c`, `gamma` and p, here `power`; hysteresis between `lower` τ and `upper` τ; no
+    refresh after the share `stop` of surgery. `threshold`: τ by the `moments` of the weights, or
+    the one that keeps the `budget`."""
 
     c: float = 3.0
     gamma: NonNegativeFloat = 1e-3
@@ -42,6 +43,10 @@ class DynamicNetworkSurgery(CompleteFirst):
     """Cut weak edges and splice back those that grew strong, with hysteresis."""
 
     paper = "Guo, Yao, Chen: Dynamic Network Surgery for Efficient DNNs, NeurIPS 2016"
+    use = (
+        "Where edges that were cut too early shall be able to come back while the network "
+        "trains on, with thresholds by layer. dnw has no threshold to set."
+    )
     learns_dead_edges = True
     Options = Options
     tau: Tensor

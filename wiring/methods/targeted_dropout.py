@@ -28,6 +28,10 @@ class TargetedDropout(EdgeRule):
     """The k strongest edges always act, the others now and then while training."""
 
     paper = "Gomez et al.: Learning Sparse Networks Using Targeted Dropout, 2019"
+    use = (
+        "Where training shall prepare the network for one cut at its end: weak edges drop out "
+        "at random until then. dnw cuts at every step instead and needs no rate."
+    )
     learns_dead_edges = True
     drops = True
     Options = Options
