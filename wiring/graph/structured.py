@@ -2,7 +2,8 @@
 
 They map the window of every output pixel, S·kh·kw values, to D values in O(n log n) operations and
 with O(n) parameters. `transform` is all that a subclass computes: `whole` applies it to every
-window, `expand` to the rows of the identity.
+window, `expand` to the rows of the identity. Where a batch has more windows than the identity has
+rows, the weight is written out and convolved: fewer transforms, and in training much faster.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ class StructuredOp(TiedOp):
         return self.transform(rows).t().reshape(self.shape)
 
     def whole(self, x: Tensor) -> Tensor:
-        rows = self._windows(x.to(next(self.parameters()).dtype))
+        windows = self._windows(x.to(next(self.parameters()).dtype))
+        images, _, height, width = windows.shape[:4]
+        if images * height * width > self.window:
+            return self.convolve(x, self.expand())
+        rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
         return self.transform(rows).permute(0, 3, 1, 2).to(x.dtype)
 
     def _windows(self, x: Tensor) -> Tensor:
-        """The window of every output pixel: [N, H', W', S·kh·kw]."""
+        """A view of the window of every output pixel: [N, S, H', W', kh, kw]."""
         (kh, kw), p, stride = self.shape[2:], self.padding, self.stride
         height, width = x.shape[2] + 2 * p, x.shape[3] + 2 * p
         if height < kh or width < kw:
@@ -55,8 +60,7 @@ class StructuredOp(TiedOp):
             )
         if p:
             x = F.pad(x, (p, p, p, p))
-        windows = x.unfold(2, kh, stride).unfold(3, kw, stride)
-        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        return x.unfold(2, kh, stride).unfold(3, kw, stride)
 
     def state_residual(self, weight: Tensor) -> None:
         """Set `residual` for weights [D, S, kh, kw] that the parameters stand for by now."""
