@@ -22,6 +22,7 @@ from wiring.models.compiled import CompiledModel
 from wiring.models.compiled import compile as compile_model
 from wiring.models.cost import model_cost
 from wiring.models.files import FORMAT as CONVERTED
+from wiring.models.inputs import check_runs
 from wiring.models.layers import wired_layers
 from wiring.network import ModelSpec, Network, build_network
 from workers.costs import TOTAL, compare, dense_equivalent, operations, table
@@ -33,16 +34,21 @@ Before = ModelSpec | nn.Module | None
 ATTENTION = (".projections", ".scores", ".softmax")  # rows of one module
 
 
-def open_model(name: str, runs: Path) -> tuple[nn.Module, Before]:
+def open_model(name: str, runs: Path, weights: Path | None = None) -> tuple[nn.Module, Before]:
     """A network, and what it was before, as far as that is known.
 
     The network is a trial's (before: what the trial began with), that of an exported, compiled or
     converted file (before: torchvision's model that was converted), one of torchvision's, or what
-    FILE.py:FUNCTION makes. Raises UnknownNameError for anything else, CheckpointError or
-    StudyError for a run or a file that cannot be read.
+    FILE.py:FUNCTION makes. The last two take `weights`, a state dict or a converted file of theirs.
+    Raises UnknownNameError for anything else, CheckpointError or StudyError for a run or a file
+    that cannot be read.
     """
     from search.models import open_plain
 
+    if weights is not None:
+        converted = read_file(weights)[1].get("format") == CONVERTED
+        model = open_plain(name, weights=weights)[0]
+        return model, open_plain(name)[0] if converted else None
     try:
         directory = find_trial(name, runs)
     except StudyError as missing:
@@ -56,14 +62,10 @@ def open_model(name: str, runs: Path) -> tuple[nn.Module, Before]:
         return open_plain(name)[0], None
     if "/" in name or Path(name).suffix:
         raise CheckpointError(f"{no_run}; nor is there such a file")
-    model = torchvision_model(name)
-    if model is not None:
-        return model, None
-    import torchvision
-
-    near = difflib.get_close_matches(name, torchvision.models.list_models(), n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UnknownNameError(f"'{name}' is no run, no file and no model of torchvision's{hint}")
+    plain = torchvision_model(name)
+    if plain is not None:
+        return plain, None
+    raise unknown_model(name, "no run, no file and no model of torchvision's")
 
 
 def _open_file(path: Path) -> tuple[nn.Module, Before]:
@@ -85,6 +87,15 @@ def torchvision_model(name: str) -> nn.Module | None:
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = torchvision.models.get_model(name)
     return model.eval()
+
+
+def unknown_model(name: str, what: str) -> UnknownNameError:
+    """That a name is `what` it is not, with models of torchvision's that it may mean."""
+    import torchvision
+
+    near = difflib.get_close_matches(name, torchvision.models.list_models(), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return UnknownNameError(f"'{name}' is {what}{hint}")
 
 
 def image_shape(text: str) -> tuple[int, ...]:
@@ -110,6 +121,7 @@ def report(
         spec = before if isinstance(before, ModelSpec) else model.spec
         return _network_report(model, spec, measured=measured)
     example = torch.zeros(1, *shape)
+    check_runs(model, example)
     rows = _quiet_cost(model, example)
     found: dict[str, Any] = {
         "input": list(shape),

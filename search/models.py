@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import itertools
 import sys
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.costs import torchvision_model
+from search.costs import torchvision_model, unknown_model
 from wiring.config import parse
-from wiring.errors import CheckpointError, ConfigError, UnknownNameError, WiringError
+from wiring.errors import CheckpointError, ConfigError, WiringError
 from wiring.export import read_file
 from wiring.models.files import FORMAT, load_model, read_header
 
@@ -59,11 +58,7 @@ def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
         return model
     found = torchvision_model(name)
     if found is None:
-        near = difflib.get_close_matches(name, torchvision.models.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownNameError(
-            f"'{name}' is no model of torchvision's, no FILE.py:FUNCTION and no file{hint}"
-        )
+        raise unknown_model(name, "no model of torchvision's, no FILE.py:FUNCTION and no file")
     return found
 
 
@@ -86,7 +81,8 @@ def _made(path: Path, factory: str) -> nn.Module:
         raise
     except Exception as error:
         # Whatever somebody's own code may raise.
-        raise ConfigError(f"{path}:{factory} fails: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}:{factory} fails: {type(error).__name__}: {reason}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     if not isinstance(model, nn.Module):
@@ -98,13 +94,13 @@ def _converted(path: Path) -> tuple[nn.Module, str]:
     source = read_header(path).source or ""
     if ":" in source:  # code that a file names is not run
         raise CheckpointError(
-            f"{path}: was made of {source}; say --model {source} --weights {path}"
+            f"{path}: was made of {source}: name that model, with --weights {path}"
         )
     plain = torchvision_model(source)
     if plain is None:
         raise CheckpointError(
             f"{path}: was made of {source or 'a model nobody has named'}, which is not among "
-            f"torchvision's; say --model FILE.py:FUNCTION --weights {path}"
+            f"torchvision's: name the model FILE.py:FUNCTION, with --weights {path}"
         )
     return load_model(path, plain).eval(), source
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wiring.compact import compact
 from wiring.config import parse
-from wiring.errors import BudgetError, CheckpointError, ConfigError, TopologyError
+from wiring.errors import BudgetError, CheckpointError, ConfigError, TopologyError, WiringError
 from wiring.files import write_atomic
 from wiring.graph.costs import index_bits
 from wiring.graph.scope import ScopeWiring
@@ -83,7 +83,7 @@ def load_exported(path: Path | str) -> Network:
     network = build_network(spec).eval()
     try:
         _fill(network, tensors)
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, WiringError) as error:
         raise CheckpointError(f"{path}: does not fit its own network: {error}") from error
     return network
 

@@ -72,7 +72,7 @@ def convert(
         typer.Option(help="Data set for methods that look at images ('wiring list data')."),
     ] = None,
     data_root: options.DataRoot = None,
-    images: Annotated[int, typer.Option(help="How many of its training images.")] = 64,
+    images: Annotated[int, typer.Option(min=1, help="How many of its training images.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of random wirings and weights.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="File to write, for wiring.load_model.")
@@ -123,6 +123,8 @@ def _components(
     tables: dict[str, Any] = {key: {} for key in named}
     for setting in settings:
         section = setting.partition("=")[0].rpartition(".")[0]
+        if "=" not in setting or not section:
+            raise ConfigError(f"--set takes METHOD.KEY=VALUE, got '{setting}'")
         if section not in tables:
             known = ", ".join(f"{key}.x" for key in tables)
             raise ConfigError(f"--set {setting}: there is no '{section}' here; it takes {known}")

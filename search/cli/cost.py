@@ -43,6 +43,9 @@ def cost(
     shape: Annotated[
         str, typer.Option("--input", help="What a model is given that is no trial's.")
     ] = "3x224x224",
+    weights: Annotated[
+        Path | None, typer.Option(help="A state dict or a converted file of this model.")
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time every layer here, beside what theory says.")
     ] = False,
@@ -61,7 +64,7 @@ def cost(
     from search import costs
 
     image = costs.image_shape(shape)
-    model, before = costs.open_model(name, runs)
+    model, before = costs.open_model(name, runs, weights)
     found = costs.report(model, image, before=before, measured=measure)
     if as_csv:
         print(costs.as_csv(found), end="")

@@ -17,7 +17,15 @@ from small_networks import PAIRS, images, mixed_topology, pair_name, spec, train
 from wiring.compact import compact
 from wiring.config import Component
 from wiring.errors import CheckpointError
-from wiring.export import export, load_exported, pack_live, stored_tensors, unpack_live
+from wiring.export import (
+    digest_of,
+    export,
+    load_exported,
+    pack_live,
+    read_file,
+    stored_tensors,
+    unpack_live,
+)
 from wiring.graph import Scope
 from wiring.graph.costs import index_bits, total_cost
 from wiring.graph.rules import EDGE_RULES
@@ -149,6 +157,17 @@ def test_a_spec_that_its_tensors_do_not_fit_is_refused(exported: Path) -> None:
     rewrite(exported, spec=json.dumps(model))
     with pytest.raises(CheckpointError, match=r"net\.safetensors: does not fit its own network"):
         load_exported(exported)
+
+
+def test_a_stream_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    export(trained(spec(mixed_topology(), Component(name="vq"))), path)
+    tensors, metadata = read_file(path)
+    codes = next(name for name in tensors if name.endswith(".codes"))
+    tensors[codes] = tensors[codes][:1].clone()
+    save_file(tensors, path, {**metadata, "digest": digest_of(tensors)})
+    with pytest.raises(CheckpointError, match=r"net\.safetensors: does not fit its own network"):
+        load_exported(path)
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:

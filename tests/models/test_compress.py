@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -165,6 +166,8 @@ def test_a_weight_off_its_codebook_is_found_out() -> None:
         (["merge"], "merge looks at what nodes compute: give data"),
         (["bwnh"], "bwnh looks at what layers read: give data"),
         ([Component(name="vq", depth=3)], "unknown key 'depth'"),
+        (["magnitude", Component(name="low-rank", fit="data")], "looks at what layers read"),
+        (["magnitude", Component(name="separable", fit="data")], "looks at what layers read"),
     ],
     ids=str,
 )
@@ -175,6 +178,25 @@ def test_what_makes_no_sense_is_refused_before_anything_changes(
     with pytest.raises(ConfigError, match=message):
         wiring.compress(model, methods, density=0.5)
     assert not wired_layers(model)
+
+
+def test_a_step_that_fails_undoes_those_before_it() -> None:
+    model = tiny()
+    before = [(name, id(part)) for name, part in model.named_modules()]
+    y, state = model(images()), copy.deepcopy(model.state_dict())
+
+    def spoil(half: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in half.parameters():
+                parameter.fill_(torch.nan)
+
+    with pytest.raises(WiringError, match="not finite"):
+        wiring.compress(
+            model, ["apoz", "magnitude", "vq"], [images()], density=0.5, fine_tune=spoil
+        )
+    assert [(name, id(part)) for name, part in model.named_modules()] == before
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(model(images()), y)
 
 
 @pytest.mark.parametrize("density", [None, 0.0, 1.0])

@@ -16,7 +16,7 @@ from wiring.config import Component
 from wiring.errors import BudgetError, ConfigError, UnknownNameError, WiringError
 from wiring.graph.edges import EDGE_OPS
 from wiring.graph.rules import EDGE_RULES
-from wiring.models.layers import WiredConv2d, WiredLayer, wired_layers
+from wiring.models.layers import WiredConv2d, WiredLayer, WiredLinear, wired_layers
 from wiring.models.survey import survey
 
 every_op = pytest.mark.parametrize("op", OPS)
@@ -167,6 +167,8 @@ def test_an_operator_that_takes_over_no_weights_changes_nothing(op: str) -> None
         WiringError, match=f"operator {op} cannot: .* takes over no trained weights"
     ):
         wiring.convert(model, op)
+    with pytest.raises(ConfigError, match=f"operator {op} is fixed and takes over no trained"):
+        wiring.compress(model, ["magnitude", op], density=0.5)
     assert not wired_layers(model)
 
 
@@ -181,8 +183,21 @@ def test_an_operator_that_takes_over_no_weights_changes_nothing(op: str) -> None
         ({"rule": "dnw", "density": 0.5, "scheme": "pool"}, ConfigError, "uniform or erk"),
         ({"data": [{"x": 1}]}, ConfigError, "batches of inputs"),
         ({"data": []}, ConfigError, "data has no batch"),
+        ({"rule": "dnw", "density": float("nan")}, BudgetError, "density must be above 0"),
+        ({"rule": "dnw", "density": None}, BudgetError, "density must be above 0"),
+        ({"rule": Component(name="dnw", depth=3)}, ConfigError, "rule dnw: unknown key 'depth'"),
+        ({"scheme": "pool"}, ConfigError, "uniform or erk"),
+        ({"keep": (3,)}, ConfigError, "keep takes names, patterns and module types, got 3"),
+        ({"keep": None}, ConfigError, "keep takes names, patterns and module types, got None"),
+        ({"data": torch.ones(2, 3, 8, 8)}, ConfigError, "put it into a list"),
+        ({"data": 3}, ConfigError, "batches of inputs, got int"),
+        ({"data": [torch.full((2, 3, 8, 8), torch.nan)]}, ConfigError, "not finite"),
+        ({"data": [images(), torch.ones(2, 4, 8, 8)]}, ConfigError, "data: the network does not"),
+        ({"example": torch.ones(1, 4, 8, 8)}, ConfigError, "example: the network does not run"),
+        ({"example": [1]}, ConfigError, "example must be a batch of inputs, got list"),
+        ({"op": Component(name="low-rank", fit="data")}, ConfigError, "looks at what layers read"),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value)[:40],
 )
 def test_a_wrong_setting_is_refused_and_changes_nothing(
     settings: dict[str, Any], error: type[WiringError], message: str
@@ -352,6 +367,34 @@ def test_moments_that_cannot_be_measured_change_nothing() -> None:
     with pytest.raises(WiringError, match="moments of norms cannot be measured"):
         wiring.convert(model, "adder", data=[torch.randn(1, 4)])
     assert not wired_layers(model)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.get_submodule("2.conv2").weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(WiringError, match=r"layer '2\.conv2' has weights that are not finite"):
+        wiring.convert(model, "low-rank")
+    assert not wired_layers(model)
+
+
+@pytest.mark.parametrize("op", ["acdc", "circulant", "fft"])
+def test_transforms_refuse_half_the_precision_in_a_sentence(op: str) -> None:
+    layer = WiredLinear(4, 4, op=op).bfloat16()
+    with pytest.raises(WiringError, match="take float32 or float64"):
+        layer(torch.zeros(2, 4, dtype=torch.bfloat16))
+
+
+def test_a_frozen_layer_is_not_projected() -> None:
+    model = tiny().requires_grad_(False)
+    wiring.convert(model, "bwn")
+    head = list(model[8].requires_grad_(True).parameters())
+    before = model[6].edge_op.weight.clone()
+    optimizer = torch.optim.SGD(head, lr=0.1)
+    wiring.attach(model, optimizer)
+    model(images()).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(model[6].edge_op.weight, before)
 
 
 def test_a_survey_changes_nothing() -> None:

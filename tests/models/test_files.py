@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import OPS, converted, images, tiny
-from torch import nn
+from torch import Tensor, nn
 
 import wiring
 from wiring.config import Component
 from wiring.errors import CheckpointError, WiringError
-from wiring.graph.neural import advance
+from wiring.export import digest_of, read_file
+from wiring.graph.driving import advance
 from wiring.models.cost import model_cost
 from wiring.models.files import read_header
 from wiring.models.layers import wired_layers
@@ -119,6 +123,32 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="is no converted model"):
         wiring.load_model(path, tiny())
+
+
+@pytest.mark.parametrize(
+    ("op", "piece", "spoil"),
+    [
+        ("bwn", "signs", lambda t: t[: len(t) // 2]),
+        ("vq", "codes", lambda t: t.double()),
+        ("lcnn", "places", lambda t: t[:1]),
+    ],
+)
+def test_a_tensor_of_another_kind_is_refused_and_changes_nothing(
+    op: str, piece: str, spoil: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    path, model = tmp_path / "model.safetensors", tiny()
+    wiring.compress(model, op, [images()])
+    wiring.save_model(model, path)
+    tensors, metadata = read_file(path)
+    tensors[f"6.edges.{piece}"] = spoil(tensors[f"6.edges.{piece}"]).clone()
+    header = json.loads(metadata["header"]) | {"digest": digest_of(tensors)}
+    save_file(tensors, path, {**metadata, "header": json.dumps(header)})
+    plain = tiny(seed=3)
+    state = copy.deepcopy(plain.state_dict())
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        wiring.load_model(path, plain)
+    assert not wired_layers(plain)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,8 @@ class Runner:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
 
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self.monkeypatch.setattr("sys.argv", ["wiring", "convert", *arguments])
+    def __call__(self, *arguments: str, command: str = "convert") -> tuple[int, str, str]:
+        self.monkeypatch.setattr("sys.argv", ["wiring", command, *arguments])
         with pytest.raises(SystemExit) as end:
             main()
         printed = self.capsys.readouterr()
@@ -97,7 +97,14 @@ def test_a_written_file_is_a_model_again(convert: Runner) -> None:
     convert(*SMALL, "--output", "wired.safetensors")
     code, _, err = convert("--model", "wired.safetensors", "--input", "1x8x8")
     assert code == 1
-    assert "say --model model.py:build --weights wired.safetensors" in err
+    assert "was made of model.py:build: name that model, with --weights wired.safetensors" in err
+    weighed = ("model.py:build", "--input", "1x8x8", "--weights", "wired.safetensors")
+    code, out, _ = convert(*weighed, "--json", command="cost")
+    assert code == 0
+    assert "compared" in json.loads(out)
+    code, _, err = convert("model.py:build", "--input", "2x8x8", command="cost")
+    assert code == 1
+    assert "the network does not run on [1, 2, 8, 8]" in err
     code, out, _ = convert(*SMALL, "--weights", "wired.safetensors", "--compress", "bwn", "--json")
     assert code == 0
     assert {row["became"] for row in json.loads(out)["rows"]} == {None, "bwn, every edge alive"}

@@ -102,7 +102,9 @@ def pack_flags(flags: Tensor) -> Tensor:
 
 
 def unpack_flags(stored: Tensor, count: int) -> Tensor:
-    """Inverse of `pack_flags`: bool [count]."""
+    """Inverse of `pack_flags`: bool [count]. Raises ValueError where there are not so many."""
+    if stored.numel() != (count + 7) // 8:
+        raise ValueError(f"{count} flags take {(count + 7) // 8} bytes, got {stored.numel()}")
     bits = np.unpackbits(stored.cpu().numpy(), count=count)
     return torch.from_numpy(bits.astype(bool)).to(stored.device)
 

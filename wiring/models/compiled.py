@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from wiring.compiled import Choice, CompiledNetwork
 from wiring.compiled import compile as compile_network
-from wiring.compiled.forms import EAGER, Form, check_forms
-from wiring.compiled.tuning import Memory, cache_path, measure, with_threads
+from wiring.compiled.forms import EAGER, Form, check_forms, choose
+from wiring.compiled.tuning import Memory, cache_path, with_threads
 from wiring.errors import ConfigError, WiringError
 from wiring.graph.edges import Epilogue, Kernel
 from wiring.graph.staged import evaluating
+from wiring.models.inputs import check_runs
 from wiring.models.install import names_of
 from wiring.models.layers import DESTINATIONS, SOURCES, WiredLayer, require_wired
 from wiring.models.revert import affine
@@ -124,6 +125,7 @@ def compile(
                 "compiled models are float32 on the CPU, got a parameter of "
                 f"{parameter.dtype} on {parameter.device}".replace("torch.", "")
             )
+    check_runs(model, example)
     path = (cache_path() if cache else None) if isinstance(cache, bool) else cache
     with torch.no_grad(), with_threads(threads), evaluating(model):
         return _compile(model, example.detach(), dict(kernels or {}), Memory(path))
@@ -204,30 +206,17 @@ def _choose(
     kernels = {EAGER: epilogue.after(partial(op.evaluate, live)), **op.candidates(live, epilogue)}
     forms = {form: Form(kernel, False, x, []) for form, kernel in kernels.items()}
     check_forms(forms, exact=exact, bundle=name, op=layer.spec.op.name)
-    key = _key(layer, x, epilogue, list(forms))
-    remembered = memory.get(key, forms) if pinned is None else None
-    times = remembered or {}
-    if pinned is None and remembered is None:
-        times = measure({n: partial(form.kernel, form.x) for n, form in forms.items()})
-        memory.put(key, times)
-    if pinned is not None and pinned not in forms:
-        raise ConfigError(
-            f"layer '{name}' has no kernel '{pinned}' here; it has {', '.join(forms)}"
-        )
-    kernel = pinned or min(times, key=lambda form: times[form])
-    choice = Choice(
+    choice = choose(
+        forms,
+        lambda form: partial(form.kernel, form.x),
         bundle=name,
-        op=layer.spec.op.name,
-        image=tuple(x.shape),
-        weight=tuple(live.shape),
-        stride=op.stride,
-        padding=op.padding,
-        live_edges=int(live.sum()),
-        kernel=kernel,
-        us=times,
-        remembered=remembered is not None,
+        op=(layer.spec.op.name, op),
+        live=live,
+        memory=memory,
+        key=_key(layer, x, epilogue, list(forms)),
+        pinned=pinned,
     )
-    return forms[kernel].kernel, choice
+    return forms[choice.kernel].kernel, choice
 
 
 def _key(layer: WiredLayer, x: Tensor, epilogue: Epilogue, forms: list[str]) -> str:

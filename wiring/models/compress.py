@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wiring.config import Component
 from wiring.errors import WiringError
-from wiring.graph.neural import advance
+from wiring.graph.driving import advance
 from wiring.graph.node_rules import NODE_RULES
 from wiring.graph.phased import IterativePruning
 from wiring.graph.rules import EDGE_RULES
@@ -27,10 +27,11 @@ from wiring.graph.staged import Progress
 from wiring.models.convert import (
     LayerScheme,
     Wiring,
+    check_scheme,
     describe,
-    input_batches,
     wire,
 )
+from wiring.models.inputs import check_runs, input_batches
 from wiring.models.install import names_of, norms_said
 from wiring.models.layers import (
     Method,
@@ -42,6 +43,7 @@ from wiring.models.layers import (
 from wiring.models.methods import check_order, check_settings, find, is_pruning
 from wiring.models.report import Conversion, LayerRow, merged, network_cost
 from wiring.models.survey import FIRST, LAST, PLAIN, Keep
+from wiring.models.undo import all_or_nothing
 
 ONCE = "one-shot"  # the rule of edges that were chosen once and stay
 
@@ -69,39 +71,42 @@ def compress(
 
     Rules that choose while they train (dnw among those that can be named) go on doing so
     in your own training; those that cannot choose without one are refused. Raises ConfigError for
-    an order or a setting that makes no sense, before anything is changed, and WiringError where
-    data is missing or a promise is broken.
+    an order or a setting that makes no sense, and WiringError where data is missing or a promise is
+    broken; the model is then as it was, whatever `fine_tune` has done to it.
     """
     methods = [method] if isinstance(method, (str, Component, dict)) else list(method)
     steps = [find(one) for one in methods]
     batches = input_batches(data, model)
     check_order(model, steps)
     check_settings(steps, density, batches)
+    check_scheme(scheme)
+    check_runs(model, example, batches)
     before = network_cost(model, example)
     reports: list[Conversion] = []
-    for place, step in enumerate(steps):
-        if place and fine_tune is not None:
-            fine_tune(model)
-            _verify_after(model, "fine-tuning")
-        if step.kind == "node":
-            rows, said = _remove(model, step.method, batches, keep, seed, progress)
-        elif step.kind == "rule":
-            rows, said = _prune(model, step.method, density, keep, scheme, seed)
-        else:
-            wiring = Wiring(step.method, Component(name="complete"), rewire=True)
-            rows = wire(
-                model, wiring, keep=keep, example=example, batches=batches, seed=seed,
-                progress=progress,
-            )  # fmt: skip
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                advance(model, batches or None, progress=progress)
-            rows = [_described(model, row) for row in rows]
-            norms = norms_said(model, step.method, measured=bool(batches))
-            said = "; ".join((f"{step}: {_counted(rows)}", *norms))
-        _verify_after(model, str(step))
-        promised = "; every promise so far holds" if place else ""
-        reports.append(Conversion(tuple(rows), None, None, (f"{place + 1}. {said}{promised}",)))
+    with all_or_nothing(model):
+        for place, step in enumerate(steps):
+            if place and fine_tune is not None:
+                fine_tune(model)
+                _verify_after(model, "fine-tuning")
+            if step.kind == "node":
+                rows, said = _remove(model, step.method, batches, keep, seed, progress)
+            elif step.kind == "rule":
+                rows, said = _prune(model, step.method, density, keep, scheme, seed)
+            else:
+                wiring = Wiring(step.method, Component(name="complete"), rewire=True)
+                rows = wire(
+                    model, wiring, keep=keep, example=example, batches=batches, seed=seed,
+                    progress=progress,
+                )  # fmt: skip
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    advance(model, batches or None, progress=progress)
+                rows = [_described(model, row) for row in rows]
+                norms = norms_said(model, step.method, measured=bool(batches))
+                said = "; ".join((f"{step}: {_counted(rows)}", *norms))
+            _verify_after(model, str(step))
+            promised = "; every promise so far holds" if place else ""
+            reports.append(Conversion(tuple(rows), None, None, (f"{place + 1}. {said}{promised}",)))
     whole = merged(reports)
     return Conversion(whole.rows, before, network_cost(model, example, again=True), whole.steps)
 

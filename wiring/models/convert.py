@@ -19,6 +19,7 @@ from wiring.errors import ConfigError, WiringError
 from wiring.graph.budgets import apportion
 from wiring.graph.edges import EDGE_OPS, EdgeOp
 from wiring.graph.staged import Progress, StagedOp
+from wiring.models.inputs import check_runs, input_batches
 from wiring.models.install import Made, install, measure_norms, norms_said, put
 from wiring.models.layers import (
     LayerSpec,
@@ -64,7 +65,9 @@ def convert(
     """
     op, rule = component(op), component(rule)
     check_budget(rule, density)
+    check_scheme(scheme)
     batches = input_batches(data, model)
+    check_runs(model, example, batches)
     before = network_cost(model, example)
     wiring = Wiring(op, rule, density, scheme)
     rows = wire(
@@ -97,21 +100,19 @@ def wire(
     progress: Progress | None = None,
 ) -> list[LayerRow]:
     """`convert` without costs; a row for every layer with weights."""
-    kind = EDGE_OPS.get(wiring.op.name)
-    kind.parse_options(wiring.op.options)
+    _check_data(wiring.op, batches)
     probe = example[:1] if example is not None else batches[0][:1] if batches else None
     layers = survey(model, keep=keep, batch=probe, rewire=wiring.rewire)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = _build(layers, wiring)
         _check_some(made, layers)
-        _check_data(made, kind, batches)
         install(model, made, batches, progress)
     made = {name: pair for name, pair in made.items() if not pair[0].why_not}
     _check_some(made, layers)
     try:
         measure_norms(model, made, batches)
-    except WiringError:
+    except BaseException:
         for layer, _ in made.values():
             put(model, layer, layer.module)
         raise
@@ -126,23 +127,6 @@ def _check_some(made: Collection[str], layers: Sequence[Found]) -> None:
     reasons = sorted(layers, key=lambda layer: layer.why_not.startswith("kept"))[:3]
     told = "; ".join(f"'{layer.name}': {layer.why_not}" for layer in reasons)
     raise WiringError(f"no layer can be wired: {told or 'the model has none'}")
-
-
-def input_batches(data: Iterable[Any] | None, model: nn.Module) -> list[Tensor]:
-    """The inputs of batches, on the model's device. Raises ConfigError for other things."""
-    place = next(model.parameters(), torch.empty(0)).device
-    batches = []
-    for batch in () if data is None else data:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-        if not isinstance(inputs, Tensor) or inputs.dim() == 0 or len(inputs) == 0:
-            raise ConfigError(
-                "data must be batches of inputs, or pairs of inputs and targets, got "
-                f"{type(batch).__name__}"
-            )
-        batches.append(inputs.to(place))
-    if data is not None and not batches:
-        raise ConfigError("data has no batch")
-    return batches
 
 
 def layer_of(layer: Found, op: Component, rule: Component) -> LayerSpec:
@@ -177,10 +161,11 @@ def _build(layers: Sequence[Found], wiring: Wiring) -> Made:
     """The wired layers by name, their weights new; notes in `why_not` which cannot be built."""
     op, rule = wiring.op, wiring.rule
     kind = EDGE_OPS.get(op.name)
+    looks = kind.looks_at_data(kind.parse_options(op.options))
     built: Made = {}
     specs: dict[str, LayerSpec] = {}
     for layer in layers:
-        if not layer.why_not and kind.needs_data and _is_shared(layer):
+        if not layer.why_not and looks and _is_shared(layer):
             layer.why_not = (
                 f"it runs more than once, and operator {op.name} fits a layer to one input"
             )
@@ -222,14 +207,18 @@ def _is_shared(layer: Found) -> bool:
     return bool(layer.aliases) or (layer.calls or 0) > 1
 
 
+def check_scheme(scheme: str) -> None:
+    """Raises ConfigError for a scheme that is none."""
+    if scheme not in ("uniform", "erk"):
+        raise ConfigError(f"scheme must be uniform or erk, got {scheme!r}")
+
+
 def _budgets(
     specs: dict[str, LayerSpec], density: float, scheme: LayerScheme
 ) -> dict[str, int | None]:
     """Live edges by layer; None keeps all."""
     if density == 1 or not specs:
         return dict.fromkeys(specs)
-    if scheme not in ("uniform", "erk"):
-        raise ConfigError(f"scheme must be uniform or erk, got {scheme!r}")
     shapes = [torch.Size(spec.shape) for spec in specs.values()]
     usable = [shape.numel() for shape in shapes]
     # ERK: a density in proportion to (D + S + kh + kw) / (D·S·kh·kw), times the edges.
@@ -238,12 +227,14 @@ def _budgets(
     return dict(zip(specs, apportion(total, weights, usable), strict=True))
 
 
-def _check_data(made: Made, kind: type[EdgeOp], batches: Sequence[Tensor]) -> None:
-    """Raises WiringError where an operator must look at data now and there is none."""
-    if kind.needs_data and not issubclass(kind, StagedOp) and not batches:
-        raise WiringError(
-            f"operator {next(iter(made.values()))[1].spec.op.name} looks at what layers read: "
-            "give data, some batches of inputs"
+def _check_data(op: Component, batches: Sequence[Tensor]) -> None:
+    """Raises ConfigError for wrong options, and where an operator must look at data now and there
+    is none."""
+    kind = EDGE_OPS.get(op.name)
+    looks = kind.looks_at_data(kind.parse_options(op.options))
+    if looks and not issubclass(kind, StagedOp) and not batches:
+        raise ConfigError(
+            f"operator {op.name} looks at what layers read: give data, some batches of inputs"
         )
 
 

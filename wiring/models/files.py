@@ -27,6 +27,7 @@ from wiring.files import write_atomic
 from wiring.models.install import names_of
 from wiring.models.layers import EDGES, LayerSpec, WiredLayer, build_layer, wired_layers
 from wiring.models.survey import padding_of
+from wiring.models.undo import all_or_nothing
 
 FORMAT = "wiring-model"
 VERSION = 1
@@ -82,22 +83,29 @@ def load_model(path: Path | str, model: nn.Module) -> nn.Module:
 
     `model` is the network as it was before it was converted: the same classes, weights of any
     value. Layers whose nodes were removed shrink first. Raises CheckpointError for a file that is
-    missing, damaged, of another kind, or of another network; the model is then of no use.
+    missing, damaged, of another kind, or of another network; the model is then as it was.
     """
     tensors, header = _checked(path)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.cpu()
     try:
-        wired = {name for stored in header.layers for name in stored.names}
-        for stored in header.layers:
-            layer = _rebuilt(model, stored)
-            for name in stored.names:
-                model.set_submodule(name, layer)
-        _shrink(model, tensors, wired)
-        _fill(model, tensors)
-    except (KeyError, ValueError, RuntimeError, IndexError, AttributeError, WiringError) as error:
+        with all_or_nothing(model):
+            _become(model.cpu(), header, tensors)
+    except (
+        KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, WiringError,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{path}: does not fit this model: {_plain(error)}") from error
     return model.to(device)
+
+
+def _become(model: nn.Module, header: Header, tensors: dict[str, Tensor]) -> None:
+    """Put the wired layers in, and what is stored into everything."""
+    wired = {name for stored in header.layers for name in stored.names}
+    for stored in header.layers:
+        layer = _rebuilt(model, stored)
+        for name in stored.names:
+            model.set_submodule(name, layer)
+    _shrink(model, tensors, wired)
+    _fill(model, tensors)
 
 
 def read_header(path: Path | str) -> Header:
@@ -192,7 +200,8 @@ def _rebuilt(model: nn.Module, stored: StoredLayer) -> WiredLayer:
     else:
         fits = spec.kind == "linear" and isinstance(plain, nn.Linear)
     if not fits:
-        raise ValueError(f"'{name}' is a {plain}, not the {spec.kind} layer that was converted")
+        kind = plain if isinstance(plain, (nn.Conv2d, nn.Linear)) else type(plain).__name__
+        raise ValueError(f"'{name}' is a {kind}, not the {spec.kind} layer that was converted")
     weight = plain.weight
     assert isinstance(weight, Tensor)
     layer = build_layer(spec).to(device=weight.device, dtype=weight.dtype)

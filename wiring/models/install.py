@@ -52,6 +52,10 @@ def install(
     originals = {name: layer.module for name, (layer, _) in made.items()}
     weights = {name: _weight(layer.module) for name, (layer, _) in made.items()}
 
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            raise WiringError(f"layer '{name}' has weights that are not finite")
+
     def replace_one(layer: Found, wired: WiredLayer, seen: Seen | None) -> None:
         try:
             _take_over(wired, layer.module, weights[layer.name], seen)
@@ -165,10 +169,12 @@ def measure_moments(
         try:
             for batch in batches:
                 model(batch)
-        except ValueError as error:
+        except BaseException as error:
             for norm, state in zip(norms, states, strict=True):
                 norm.load_state_dict(state)
-            raise WiringError(f"the moments of norms cannot be measured: {error}") from None
+            if isinstance(error, ValueError):  # PyTorch's, of one value a channel
+                raise WiringError(f"the moments of norms cannot be measured: {error}") from None
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -253,11 +253,18 @@ def layer_spec(
     )
 
 
+def is_share(value: object) -> bool:
+    """Whether something is a number above 0 and at most 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < float(value) <= 1  # type: ignore[arg-type]
+
+
 def check_budget(rule: Component, density: float) -> None:
     """Raises BudgetError for a density outside 0..1, or below 1 under a rule that ignores it."""
-    if not 0 < density <= 1:
-        raise BudgetError(f"density must be above 0 and at most 1, got {density:g}")
+    if not is_share(density):
+        raise BudgetError(f"density must be above 0 and at most 1, got {density}")
     cls = EDGE_RULES.get(rule.name)
+    cls.parse_options(rule.options)
     if density < 1 and cls.fixed and not cls.keeps_budget:
         raise BudgetError(
             f"rule {rule.name} keeps every edge, got a density of {density:g}; name a rule that "

@@ -17,7 +17,7 @@ from wiring.graph.edges import EDGE_OPS
 from wiring.graph.node_rules import NODE_RULES
 from wiring.graph.phased import CompleteFirst, IterativePruning
 from wiring.graph.rules import EDGE_RULES, EdgeRule
-from wiring.models.layers import Method, WiredLayer, check_budget, component, wired_layers
+from wiring.models.layers import Method, WiredLayer, check_budget, component, is_share, wired_layers
 from wiring.models.survey import PLAIN
 
 Kind = Literal["node", "rule", "op"]
@@ -111,8 +111,9 @@ def check_settings(steps: Sequence[Step], density: float | None, batches: Sequen
             raise ConfigError(f"{step} looks at what nodes compute: give data")
         if step.kind == "op":
             kind = EDGE_OPS.get(name)
-            kind.parse_options(step.method.options)
-            if kind.needs_data and not batches:
+            if kind.fixed:
+                raise ConfigError(f"{step} is fixed and takes over no trained weights")
+            if kind.looks_at_data(kind.parse_options(step.method.options)) and not batches:
                 raise ConfigError(f"{step} looks at what layers read: give data")
         if step.kind == "rule":
             rule = EDGE_RULES.get(name)(1, step.method.options)
@@ -121,7 +122,7 @@ def check_settings(steps: Sequence[Step], density: float | None, batches: Sequen
                     f"{step} chooses its edges while it trains: say wiring.convert(model, "
                     f"rule='{name}', density=…), and train with wiring.attach"
                 )
-            if rule.keeps_budget and (density is None or not 0 < density < 1):
+            if rule.keeps_budget and (density == 1 or not is_share(density)):
                 raise ConfigError(f"{step} needs a density above 0 and below 1, got {density}")
             check_budget(step.method, 0.5)
 

@@ -38,39 +38,21 @@ from wiring.models.channels import (
     weight_of,
 )
 from wiring.models.survey import Keep, survey
-from wiring.removal import hands_on
+from wiring.removal import GroupRemoval, Removed, hands_on
 
 
 @dataclass(frozen=True)
-class ChannelRemoval:
-    """One group: the `layers` that write it, its nodes `before` and `after`; `reason` says why
-    none went, where no rule was asked."""
+class ChannelRemoval(GroupRemoval):
+    """One group, named after the `layers` that write it."""
 
-    layers: tuple[str, ...]
-    before: int
-    after: int
-    reason: str = ""
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class RemovalReport:
+class ChannelReport(Removed):
     """What became of every group, in the order in which the network lists its layers."""
 
     groups: tuple[ChannelRemoval, ...]
-
-    @property
-    def removed(self) -> int:
-        """How many nodes went."""
-        return sum(group.before - group.after for group in self.groups)
-
-    def lines(self) -> list[str]:
-        """A line per group: `conv1, layer1.0.conv2: 64 → 32`, or `fc: 10, is handed out`."""
-        return [
-            f"{', '.join(one.layers)}: {one.before}, {one.reason}"
-            if one.reason
-            else f"{', '.join(one.layers)}: {one.before} → {one.after}"
-            for one in self.groups
-        ]
 
 
 def remove_nodes(
@@ -81,7 +63,7 @@ def remove_nodes(
     keep: Keep = (),
     seed: int = 0,
     progress: Progress | None = None,
-) -> RemovalReport:
+) -> ChannelReport:
     """Let a rule remove nodes from every group of a network, in place.
 
     `batches` are inputs of `model`. `keep` leaves layers all their nodes: `first`, `last`, names,
@@ -123,7 +105,7 @@ def _remove(
     kept: dict[str, str],
     seed: int,
     progress: Progress | None,
-) -> RemovalReport:
+) -> ChannelReport:
     graph = dependencies(model, batches[0][:1])
     names = {module: name for name, module in model.named_modules()}
     shared = shared_modules(model)
@@ -156,10 +138,11 @@ def _remove(
             if gone:
                 graph.get_pruning_group(before.root, found[0].dep.handler, gone).prune()
             after = int(chosen.sum())
-        rows.append(ChannelRemoval(before.names, before.size, after, reason))
+        name = ", ".join(before.names)
+        rows.append(ChannelRemoval(name, before.size, after, reason, before.names))
     if progress:
         progress(len(groups), len(groups), "")
-    return RemovalReport(tuple(rows))
+    return ChannelReport(tuple(rows))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wiring.graph.edges import EdgeOp
+from wiring.models.inputs import check_runs
 from wiring.models.install import names_of
 from wiring.models.layers import WiredLayer, require_wired
 from wiring.models.report import Conversion, LayerRow, network_cost
@@ -31,10 +32,12 @@ def revert(model: nn.Module, *, example: Tensor | None = None) -> Conversion:
     Raises ConfigError for a model without wired layers.
     """
     layers = require_wired(model)
+    check_runs(model, example)
     before = network_cost(model, example)
+    made = {name: ordinary(layer) for name, layer in layers.items()}
     rows = []
     for name, layer in layers.items():
-        plain, note = ordinary(layer)
+        plain, note = made[name]
         for alias in names_of(model, layer):
             model.set_submodule(alias, plain)
         kind = type(plain).__name__

@@ -192,8 +192,10 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 def _keep(model: nn.Module, layers: list[Found], keep: Keep) -> None:
     """Mark the layers that are to stay."""
-    entries = [keep] if isinstance(keep, (str, type)) else list(keep)
+    entries = list(keep) if isinstance(keep, Iterable) and not isinstance(keep, str) else [keep]
     for entry in entries:
+        if not isinstance(entry, (str, type)):
+            raise ConfigError(f"keep takes names, patterns and module types, got {entry!r}")
         if entry in (FIRST, LAST):
             if layers:
                 chosen = layers[0 if entry == FIRST else -1]
