@@ -3,9 +3,9 @@
 A number of edges is shared out as `wiring.graph.budgets` says. A budget in real units buys the
 largest number of edges whose network stays within the amount: stem, norms and head included, all
 nodes counted (dead ones only make it cheaper), and a scope's live edges spread evenly over its
-usable ones. Mixed operators compete for what the fixed parts leave of it, in one pool, whatever
-the scheme; of a latency, which has no price per edge, each scope gets the energy that as many
-products would take.
+usable ones. Operators that train in stages count as what they end as. Mixed operators compete for
+what the fixed parts leave of it, in one pool, whatever the scheme; of a latency, which has no price
+per edge, each scope gets the energy that as many products would take.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from wiring.network import ModelSpec, Network, build_network
 Predict = Callable[[Network], float]
 PRODUCTS = Component(name="dense")
 COSTS = ("multiplications", "energy", "weight_bits")
+OVERRUN = 1.05  # what rows of few edges cost beyond the prices of mixed operators
 
 
 def replaced_choices(
@@ -105,7 +106,9 @@ def _shared(model: ModelSpec, budget: BudgetConfig) -> ModelSpec:
     """Mixed operators that may spend what the fixed parts leave, shared out among the scopes as
     if all of it went into products."""
     chosen = [scope.name for scope in wired_scopes(model.topology)]
-    network = build_network(_mixed(model))
+    network = _ended(_mixed(model), budget)
+    if budget.unit == "weight_bits":
+        _check_prices(network)
     for name in chosen:
         network.graph.scope(name).live.zero_()
     fixed = usage(network, budget)
@@ -123,8 +126,24 @@ def _shared(model: ModelSpec, budget: BudgetConfig) -> ModelSpec:
     topology = distribute(model.topology, density, budget.densities)
     limit = Limit.model_validate({"unit": budget.unit, "amount": left})
     mixed = _mixed(_with(model, topology), limit)
-    build_network(mixed)  # raises BudgetError where not one edge fits
+    spent = usage(_ended(mixed, budget), budget)  # raises BudgetError where not one edge fits
+    if spent > OVERRUN * budget.amount:
+        raise ConfigError(
+            f"of '{model.op.name}' edges that live share a part that others would need as well, so "
+            f"that they have no price and would take {spent:g} of {budget.amount:g} {budget.unit}: "
+            "give a number or a share of edges"
+        )
     return mixed
+
+
+def _check_prices(network: Network) -> None:
+    for bundle in network.spec.topology.bundles:
+        op = network.graph.op(bundle.name)
+        if op.tied:
+            raise ConfigError(
+                f"edges of {type(op).__name__} share parameters, so that one has no bits of its "
+                "own to compete with in a budget of weight_bits: give a number or a share of edges"
+            )
 
 
 def _largest(model: ModelSpec, budget: BudgetConfig, predict: Predict | None) -> Topology:
@@ -132,14 +151,14 @@ def _largest(model: ModelSpec, budget: BudgetConfig, predict: Predict | None) ->
     wired = wired_scopes(model.topology)
     least = 1 if budget.densities == "pool" else len(wired)
     most = sum(model.topology.usable_edges(scope) for scope in wired)
-    edges = _Spread(model) if not is_mixed(model.op) else None
+    edges = _Spread(_ended(model, budget)) if not is_mixed(model.op) else None
 
     def topology(count: int) -> Topology:
         return distribute_edges(model.topology, count, budget.densities)
 
     def takes(count: int) -> float:
         if edges is None:
-            network = build_network(_mixed(_with(model, topology(count))))
+            network = _ended(_mixed(_with(model, topology(count))), budget)
         else:
             network = edges.at(topology(count))
         return usage(network, budget, predict)
@@ -161,8 +180,24 @@ def _largest(model: ModelSpec, budget: BudgetConfig, predict: Predict | None) ->
 def _too_small(budget: BudgetConfig, fixed: float) -> BudgetError:
     return BudgetError(
         f"a budget of {budget.amount:g} {budget.unit} is below the {fixed:g} that the network "
-        "takes without edges to choose: stem, nodes and head"
+        "takes without edges to choose: stem, nodes, head and what edges share"
     )
+
+
+def _ended(model: ModelSpec, budget: BudgetConfig) -> Network:
+    """The untrained network with its operators in their last stage, for what they cost there.
+
+    Raises ConfigError where that depends on trained weights.
+    """
+    network = build_network(model)
+    for op in network.graph.staged:
+        if budget.unit == "weight_bits" and not op.bits_by_edges:
+            raise ConfigError(
+                f"how many bits {type(op).__name__} takes is known only when it is trained, so "
+                "that it cannot hold a budget of weight_bits: give a number or a share of edges"
+            )
+        op.stage = len(op.phases()) - 1
+    return network
 
 
 def usage(network: Network, budget: BudgetConfig, predict: Predict | None = None) -> float:
@@ -177,9 +212,9 @@ def usage(network: Network, budget: BudgetConfig, predict: Predict | None = None
 class _Spread:
     """One network whose live edges are spread evenly, as many as a topology says."""
 
-    def __init__(self, model: ModelSpec) -> None:
-        self.network = build_network(model)
-        graph = self.network.graph
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        graph = network.graph
         generator = torch.Generator().manual_seed(0)
         self.order: dict[str, Tensor] = {}
         for _, wiring in graph.wirings():

@@ -127,6 +127,8 @@ def _prepare(study: Study, observer: Watcher, ray: Future[Any] | None = None) ->
     try:
         data = load_data(study.config.data, observer.reading)
         study.begin(data.image, classes=len(data.classes), images=data.counts["train"])
+        if not study.trials:
+            study.check(data.counts["train"])
         data.augment = bool(study.data.augment)
         if ray is not None:
             importlib.import_module("search.tune")  # takes seconds, while Ray starts

@@ -19,6 +19,7 @@ from wiring.config import Config, override, parse, read_toml
 from wiring.errors import ConfigError, UnknownNameError
 
 RECIPES = Path(__file__).parent / "recipes"
+COMPONENTS = {"space", "op", "rule", "node_rule"}
 
 # Where and how fast a study runs; none of it is the recipe's.
 EXECUTION = {
@@ -86,7 +87,7 @@ class Recipe(Config):
         """The settings to run: one trial per seed, shortened by `scale`, with another data set
         (fields of DataConfig) and `--set` assignments, in this order. Raises ConfigError."""
         plain = json.loads(json.dumps(self.settings))
-        for kind in {"space", "op", "rule"} & set(plain):  # so that --set reaches their options
+        for kind in COMPONENTS & set(plain):  # so that --set reaches their options
             plain[kind] = {"name": plain[kind]} if isinstance(plain[kind], str) else plain[kind]
         plain["train"] = scaled(plain.get("train", {}), scale)
         plain["data"] = {**plain.get("data", {}), **(data or {})}
@@ -232,7 +233,7 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     result = dict(shared)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        another = key in ("space", "op", "rule") and "name" in (value if both else ())
+        another = key in COMPONENTS and "name" in (value if both else ())
         result[key] = _merged(result[key], value) if both and not another else value
     return result
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -35,9 +36,8 @@ from wiring.graph.mixed import is_mixed
 from wiring.network import ImageShape, ModelSpec
 from workers.files import append_line, read_lines, write_text
 from workers.latency import predictor
-from workers.removal import check_removal
 from workers.spec import TrainConfig, TrialSpec
-from workers.trial import TrialResult
+from workers.trial import TrialResult, check_trial
 
 VERSION = 1
 State = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
@@ -231,7 +231,15 @@ class Study:
         self._algorithm = algorithm
         # What cannot be built at all is said now, before anything is asked for.
         first = {kind: next(iter(components)) for kind, components in self._components.items()}
-        check_removal(self.spec(settle(choices, {**self.space.defaults(image), **first})))
+        self._first = {**self.space.defaults(image), **first}
+        self.spec(settle(choices, self._first))
+
+    def check(self, images: int) -> None:
+        """Refuse a study of whose operators or rules one could not be trained on so many images;
+        raises WiringError. Call after `begin`."""
+        for op, rule in itertools.product(*self._components.values()):
+            params = settle(self.choices, {**self._first, "op": op, "rule": rule})
+            check_trial(self.spec({**params, "op": op, "rule": rule}), images)
 
     @property
     def epochs(self) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from wiring.compact import cut_scope
@@ -21,7 +20,7 @@ from wiring.errors import WiringError
 from wiring.graph import telemetry
 from wiring.graph.node_rules import NODE_RULES, NodeRule
 from wiring.graph.phases import Phase, phase_ends
-from wiring.network import Network, build_network
+from wiring.network import Network
 from wiring.removal import left_whole, remove_nodes, shrink_nodes
 from workers.spec import TrainConfig, TrialSpec
 
@@ -115,10 +114,3 @@ def divided(phases: Sequence[Phase], share: float) -> tuple[tuple[Phase, ...], i
             return (*phases[:place], *parts, *phases[place + 1 :]), place + 1
         begin += phase.share
     raise AssertionError(f"a share lies inside of training, got {share}")
-
-
-def check_removal(spec: TrialSpec) -> None:
-    """Refuse a spec whose node rule cannot do its work; raises WiringError or ConfigError."""
-    if spec.node_rule is not None:
-        with torch.no_grad():
-            Removal(spec, build_network(spec.model, seed=spec.seed), None)

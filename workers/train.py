@@ -17,8 +17,8 @@ from torch.optim.swa_utils import update_bn
 from wiring.config import parse
 from wiring.errors import CheckpointError, WiringError
 from wiring.graph import costs, measure, telemetry
+from wiring.graph.driving import attach
 from wiring.graph.dynamic import ContinuousGraph
-from wiring.graph.neural import attach
 from wiring.graph.phases import clock_at
 from wiring.network import ModelSpec, Network, build_network
 from workers.checkpoint import Checkpoint

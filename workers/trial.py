@@ -20,9 +20,11 @@ from wiring.network import Network, build_network
 from workers.checkpoint import Checkpoints
 from workers.costs import as_columns, network_table
 from workers.data import ImageData, load_data
+from workers.data.base import batches
 from workers.device import pick_device
 from workers.evaluate import NETWORK, check_fits, evaluate, evaluation_batch
 from workers.files import read_json, write_json, write_tensors, write_text
+from workers.removal import Removal
 from workers.spec import TrialSpec
 from workers.train import Diverged, Progress, Row, Trainer
 
@@ -51,6 +53,17 @@ class TrialResult(Config):
     seconds: float
     data_digest: str
     resumed_from: int
+
+
+def check_trial(spec: TrialSpec, images: int) -> None:
+    """Refuse a spec that could not begin to train on so many images: rules, operators and node
+    rules that do not go together, or trainings too short for them. Raises WiringError."""
+    steps = spec.train.epochs * batches(images, spec.train.batch_size)
+    with torch.no_grad():
+        network = build_network(spec.model, seed=spec.seed)
+        network.graph.begin(steps)
+        if spec.node_rule:
+            Removal(spec, network, steps)
 
 
 def run_trial(

@@ -16,6 +16,7 @@ from search.study import Study
 from tests.search.test_cli import Runner, wiring  # noqa: F401
 from wiring.errors import BudgetError, ConfigError
 from wiring.graph.costs import edge_positions, total_cost
+from wiring.graph.driving import advance
 from wiring.graph.topology import Scope
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 
@@ -64,6 +65,33 @@ def test_real_units_buy_the_most_edges_that_stay_within(op: str, unit: str) -> N
     assert live(bought) > len(bought.topology.scopes)
     cost = total_cost(network)
     assert getattr(cost, unit) <= usage(network, budget)
+
+
+@pytest.mark.parametrize("op", ["vq", "product-vq"])
+def test_operators_that_train_in_stages_keep_a_budget_of_bits_in_the_last(op: str) -> None:
+    budget = BudgetConfig(weight_bits=3e5)
+    network = build_network(apply_budget(model(op, space="lenet5-bn"), budget))
+    advance(network)
+    assert 0.9 * budget.amount <= usage(network, budget) <= 1.02 * budget.amount
+
+
+def test_bits_that_only_trained_weights_decide_hold_no_budget() -> None:
+    with pytest.raises(ConfigError, match="DeepCompression takes is known only when it is trained"):
+        apply_budget(model("deep-compression"), BudgetConfig(weight_bits=1e6))
+    assert live(apply_budget(model("deep-compression"), BudgetConfig(energy=1.2e6)))
+
+
+def test_mixed_edges_that_share_a_codebook_or_parameters_hold_no_budget_of_bits() -> None:
+    with pytest.raises(ConfigError, match="share a part that others would need as well"):
+        apply_budget(model("mixed:dense,product-vq"), BudgetConfig(weight_bits=3e5))
+    with pytest.raises(ConfigError, match="edges of Hashed share parameters, so that one has no"):
+        apply_budget(model("mixed:hashed,xnor"), BudgetConfig(weight_bits=3e5))
+
+
+def test_mixed_edges_of_factors_are_priced_as_they_compute_where_not_all_of_them_live() -> None:
+    budget = BudgetConfig(energy=1.2e6)
+    network = build_network(apply_budget(model("mixed:low-rank,adder"), budget))
+    assert 0.98 * budget.amount < usage(network, budget) <= budget.amount
 
 
 def test_one_edge_more_would_pass_the_amount() -> None:

@@ -20,8 +20,8 @@ from wiring.config import parse
 from wiring.errors import ConfigError
 from wiring.graph.convert import to_networkx, write_graph
 from wiring.graph.costs import total_cost
+from wiring.graph.driving import attach
 from wiring.graph.measure import depth
-from wiring.graph.neural import attach
 from wiring.graph.topology import Continuous, Discrete
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 from workers.evaluate import load_trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import PositiveFloat
@@ -19,7 +20,7 @@ from search.explain import (
     registries,
 )
 from tests.search.test_cli import Runner, wiring  # noqa: F401
-from wiring.config import Config
+from wiring.config import Config, Share
 from wiring.errors import ConfigError, UnknownNameError
 
 EVERYTHING = explain_all()
@@ -72,6 +73,8 @@ class _Options(Config):
 
     rate: PositiveFloat = 0.5
     mode: str
+    part: Share | None = None
+    kind: Literal["one", "two"] | int = 2
 
 
 def test_options_are_shown_with_type_and_default() -> None:
@@ -79,6 +82,8 @@ def test_options_are_shown_with_type_and_default() -> None:
     rate, mode = fields["rate"], fields["mode"]
     assert (rate.type, rate.default, rate.required) == ("float > 0", "0.5", False)
     assert (mode.type, mode.default, mode.required) == ("str", "", True)
+    assert fields["part"].type == "float > 0 < 1 | none"
+    assert fields["kind"].type == "one | two | int"
     assert explaining._options_text(_Options) == "`rate` of change, per second."
     (center,) = [option for option in explain("xnor")[0].options if option.name == "input_scale"]
     assert (center.type, center.default) == ("bool", "false")

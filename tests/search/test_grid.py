@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ import torch.nn.functional as F
 from search.spaces.base import SPACES
 from search.spaces.layered import LayeredSpace
 from wiring.errors import WiringError
+from wiring.graph.driving import attach
 from wiring.graph.edges import EDGE_OPS
-from wiring.graph.neural import attach
 from wiring.graph.rules import EDGE_RULES
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 
 PAGE = Path(__file__).parents[2] / "docs" / "grid.md"
 OPS, RULES = EDGE_OPS.names(), EDGE_RULES.names()
-# Rules run with an operator of real and one of binary values, operators with one rule: every pair
+# Rules run with an operator of real and one of binary weights, operators with one rule: every pair
 # would be thousands of trainings.
 RULES_WITH, OPS_WITH = ("dense", "xnor"), "dnw"
+TIED = [op for op in OPS if EDGE_OPS.get(op).tied]
+SINGLE = [rule for rule in RULES if EDGE_RULES.get(rule).needs_own_weights]
 IMAGE, CLASSES, BATCH = ImageShape(channels=3, side=8), 4, 4
 # The least that a space can be asked for; layered ones are narrow besides.
 SMALLEST: dict[str, dict[str, Any]] = {
@@ -40,12 +43,21 @@ PAIRS = list(
     )
 )
 
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 HEAD = f"""# Which operator and rule run on which space
 
 On every space, at its smallest size, `tests/search/test_grid.py` trains each rule with operators
-{" and ".join(f"`{op}`" for op in RULES_WITH)}, and each operator with the rule `{OPS_WITH}`, for a
+{_named(RULES_WITH)}, and each operator with the rule `{OPS_WITH}`, for a
 step (operators of several stages for one in each), and evaluates. ✓: it runs. Where something does
 not, it is named, and below the table stands what it says.
+
+Rules that set single weights or read their gradients ({_named(SINGLE)})
+are refused everywhere with operators whose edges have no weight of their own
+({_named(TIED)}).
 
 Written by `python -m tests.search.test_grid`.
 

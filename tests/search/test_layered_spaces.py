@@ -22,9 +22,9 @@ from wiring.compiled import compile as compile_network
 from wiring.config import parse
 from wiring.errors import ConfigError, DataError, TopologyError, WiringError
 from wiring.graph.costs import cost_table, total_cost
+from wiring.graph.driving import attach
 from wiring.graph.generators import barabasi_albert, erdos_renyi, watts_strogatz
 from wiring.graph.measure import dead_nodes
-from wiring.graph.neural import attach
 from wiring.graph.topology import Topology
 from wiring.network import ImageShape, ModelSpec, Network, build_network
 from wiring.pretrained import adopt

@@ -17,7 +17,7 @@ import torch
 from search.figures import interactive, paint
 from search.figures.chart import Axis, Bars, Chart, Heat, Line, Panel, Points
 from search.figures.kinds.base import KINDS, ChartKind
-from search.figures.kinds.features import penultimate
+from search.figures.kinds.features import penultimate, projections
 from search.figures.kinds.filters import first_filters, mosaic
 from search.figures.kinds.heatmap import Part
 from search.figures.kinds.weights import gaussian, laplace
@@ -317,6 +317,17 @@ def test_tiles_keep_their_order_and_colours() -> None:
     assert image.shape == (2, 5, 3)
     np.testing.assert_array_equal(image[:, 3:], tiles[1])
     assert (image[:, 2] == -1).all()
+
+
+def test_discriminants_of_few_images_and_of_dead_nodes_are_drawn() -> None:
+    values = np.random.default_rng(0).normal(size=(20, 42))
+    values[:, 3] = 0
+    for images in (values, values[:, :3], np.tile(values, (4, 1))):
+        classes = np.arange(len(images)) % 10
+        drawn = projections(images, classes)
+        assert [title[:3] for title, _ in drawn] == ["PCA", "LDA"]
+        assert all(points.shape == (len(images), 2) for _, points in drawn)
+        assert all(np.isfinite(points).all() for _, points in drawn)
 
 
 def test_features_are_what_the_classifier_reads(everything: Selection) -> None:

@@ -75,6 +75,9 @@ PUBLISHED: dict[str, tuple[float, float | None]] = {
     "resnet20-dense-cifar100": (68.14, None),
     "resnet20-xnor-cifar100": (54.14, None),
     "resnet32-adder-cifar10": (93.01, None),
+    "hashednets-64": (96.83, None),
+    "hashednets-small-64": (94.09, None),
+    "bitwise-bits": (98.7, None),
     "resnet32-dense-cifar10": (93.29, None),
     "resnet32-xnor-cifar10": (86.74, None),
     "resnet32-adder-cifar100": (69.02, None),
@@ -203,6 +206,13 @@ def test_every_recipe_builds_the_network_that_it_names(
             key: tuple(value) if isinstance(value, list) else value
             for key, value in config.train.items()
         }
+
+
+def test_settings_reach_the_options_of_a_node_rule(recipes: dict[str, Recipe]) -> None:
+    settings = {**recipes["lenet5-dense"].settings, "node_rule": "apoz"}
+    recipe = recipes["lenet5-dense"].replace(settings=settings)
+    config = recipe.planned(seeds=[0], settings=["node_rule.share=0.3"])
+    assert config.to_dict()["node_rule"] == {"name": "apoz", "share": 0.3}
 
 
 def test_all_means_every_recipe_and_a_group_its_rows(recipes: dict[str, Recipe]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from search.config import StudyConfig, seconds
 from search.study import Study, find_study, find_trial
-from wiring.errors import ConfigError, StudyError, UnknownNameError
+from wiring.errors import ConfigError, StudyError, UnknownNameError, WiringError
 from wiring.network import ImageShape
 from workers.trial import TrialResult
 
@@ -26,6 +26,24 @@ def config(**changes: Any) -> StudyConfig:
 def begun(study: Study) -> Study:
     study.begin(IMAGE, classes=10, images=1200)
     return study
+
+
+@pytest.mark.parametrize(
+    ("second", "rule", "reason"),
+    [
+        ("vq", "dnw", "VectorQuantised trains in 2 stages, for which 1 optimiser steps are too"),
+        ("hashed", "set", "sets single weights or reads their gradients"),
+    ],
+)
+def test_a_study_checks_every_operator_before_it_asks_for_a_trial(
+    second: str, rule: str, reason: str, tmp_path: Path
+) -> None:
+    space = {"name": "mobilenet-graph", "size": "eighth"}
+    short = {"epochs": 1, "batch_size": 32}
+    settings = config(space=space, op=["dense", second], rule=[rule], train=short)
+    study = begun(Study.create(tmp_path, "s", settings))
+    with pytest.raises(WiringError, match=reason):
+        study.check(images=20)
 
 
 def row(epoch: int, accuracy: float, **changes: float) -> dict[str, Any]:

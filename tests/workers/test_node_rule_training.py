@@ -21,9 +21,9 @@ from wiring.graph.topology import Limit
 from wiring.network import Network, build_network
 from workers.evaluate import evaluate_run, load_trained, read_spec, read_trained_spec
 from workers.optimize import optimize_run
-from workers.removal import Removal, check_removal, divided
+from workers.removal import Removal, divided
 from workers.spec import TrialSpec
-from workers.trial import run_trial
+from workers.trial import check_trial, run_trial
 
 RULE = Component(name="dpp", share=0.5)
 
@@ -177,18 +177,20 @@ def with_model(**changes: Any) -> TrialSpec:
 
 def test_what_cannot_lose_nodes_is_refused_before_it_trains() -> None:
     with pytest.raises(WiringError, match="can remove no node of this network: in: takes the"):
-        check_removal(with_model(op=Component(name="xnor")))
+        check_trial(with_model(op=Component(name="xnor")), 64)
     with pytest.raises(WiringError, match="goes back to first weights"):
-        check_removal(with_model(rule=Component(name="lottery")))
+        check_trial(with_model(rule=Component(name="lottery")), 64)
     topology = small_model().topology
     limit = Limit(unit="energy", amount=1e6)
     limited = topology.scopes[0].replace(budget=None, limit=limit.to_dict())
     with pytest.raises(WiringError, match="scope 'all' has a budget of cost"):
-        check_removal(with_model(topology=topology.replace(scopes=[limited])))
+        check_trial(with_model(topology=topology.replace(scopes=[limited])), 64)
     with pytest.raises(ConfigError, match="unknown key 'often'"):
-        check_removal(node_spec(Component(name="apoz", often=1)))
-    check_removal(node_spec())
-    check_removal(small_spec())
+        check_trial(node_spec(Component(name="apoz", often=1)), 64)
+    with pytest.raises(WiringError, match="2 phases, for which 1 optimiser steps are too few"):
+        check_trial(node_spec(epochs=1), 16)
+    check_trial(node_spec(), 64)
+    check_trial(small_spec(), 64)
 
 
 def test_rules_with_phases_of_their_own_keep_them(tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ def edge_positions(network: Classifier) -> dict[str, int]:
 
 @torch.no_grad()
 def edge_prices(network: Classifier) -> dict[str, float]:
-    """What one live edge of each bundle costs on average where all of them live.
+    """What one live edge of each bundle costs on average where all of them live; of edges that
+    share parameters, where one is dead, for then the others are computed by themselves.
 
     In the unit of the scope's limit; in picojoule where it has none, and there for one pass of an
     adaptive solver. Raises BudgetError for a limit of operations that such a solver may pass.
@@ -193,8 +194,10 @@ def edge_prices(network: Classifier) -> dict[str, float]:
             bundle = topology.bundle(name)
             all_live = torch.ones(topology.weight_shape(bundle), dtype=torch.bool)
             positions = math.prod(sides[bundle.destination][0])
+            if graph.op(name).tied and all_live.numel() > 1:
+                all_live.view(-1)[0] = False
             cost = graph.op(name).cost(all_live, positions).repeated(max(1, graph.passes))
-            prices[name] = float(getattr(cost, unit)) / all_live.numel()
+            prices[name] = float(getattr(cost, unit)) / int(all_live.sum())
     return prices
 
 

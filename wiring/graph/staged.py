@@ -1,7 +1,7 @@
 """Operators that train in stages: first as one kind of edge, then as another.
 
 Weights that are clustered, hashed or binarised after an ordinary training are of this kind. The
-stages follow one another within one training (`NeuralGraph.phases`), or `neural.advance` takes a
+stages follow one another within one training (`NeuralGraph.phases`), or `driving.advance` takes a
 network through them at once. Which edges live is settled before an operator leaves its first stage.
 """
 
@@ -11,10 +11,13 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
+from wiring.config import Config, Share
 from wiring.errors import WiringError
 from wiring.graph.edges import EdgeOp, Seen
 from wiring.graph.phases import Phase
@@ -23,12 +26,23 @@ Progress = Callable[[int, int, str], None]
 Change = Callable[[str, EdgeOp, "Seen | None"], None]
 
 
+class StageOptions(Config):
+    """`share` of all steps that the second stage takes, the last ones; there the rate is `lr`
+    times the configured one."""
+
+    share: Share = 0.3
+    lr: PositiveFloat = 0.1
+
+
 class StagedOp(EdgeOp):
     """An operator of several stages, numbered from 0; `stage` is the present one.
 
-    Subclasses keep in buffers or parameters of fixed shapes what `enter` computes.
+    Subclasses keep in buffers or parameters of fixed shapes what `enter` computes. `bits_by_edges`
+    says whether the cost of every stage follows from which edges live; else its weight bits depend
+    on the weights too.
     """
 
+    bits_by_edges: ClassVar[bool] = True
     stage: int = 0
 
     @abstractmethod

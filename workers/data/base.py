@@ -51,10 +51,8 @@ class ImageData(ABC):
         self.counts = counts
 
     def steps(self, batch_size: int) -> int:
-        """Batches in one epoch: the last may be short, but a single left-over image is dropped."""
-        full, rest = divmod(self.counts["train"], batch_size)
-        # Normalisation over one image at one position has no variance.
-        return full + (1 if rest > 1 or (rest and not full) else 0)
+        """Batches in one epoch; see `batches`."""
+        return batches(self.counts["train"], batch_size)
 
     def train_batches(
         self, epoch: int, *, batch_size: int, seed: int, start_step: int = 0
@@ -137,3 +135,10 @@ def required_root(config: DataConfig) -> Path:
     if not config.root.is_dir():
         raise DataError(f"{config.root}: is not a folder; --data-root must name the images' folder")
     return config.root
+
+
+def batches(images: int, batch_size: int) -> int:
+    """How many batches images make: the last may be short, a single left-over image is dropped."""
+    full, rest = divmod(images, batch_size)
+    # Normalisation over one image at one position has no variance.
+    return full + (1 if rest > 1 or (rest and not full) else 0)

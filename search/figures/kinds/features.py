@@ -129,7 +129,14 @@ def projections(values: Floats, classes: Floats) -> list[tuple[str, Floats]]:
     found = [(f"PCA: {share:.0%} of the variance", points)]
     if len(np.unique(classes)) > 2 and values.shape[1] > 1:
         lda = LinearDiscriminantAnalysis(n_components=2, solver="eigen", shrinkage="auto")
-        found.append(("LDA: two discriminants", lda.fit_transform(values, classes)))
+        try:
+            points = lda.fit_transform(values, classes)
+        except np.linalg.LinAlgError:
+            # Two images a class say nothing of the shrinkage, and features of dead nodes do not
+            # vary: leave out the directions without variance instead.
+            lda = LinearDiscriminantAnalysis(n_components=2, solver="svd")
+            points = lda.fit_transform(values, classes)
+        found.append(("LDA: two discriminants", points))
     return found
 
 
