@@ -27,7 +27,7 @@ from torch.optim.swa_utils import update_bn
 
 from wiring.config import Component
 from wiring.graph.costs import total_cost
-from wiring.graph.neural import advance, attach
+from wiring.graph.driving import advance, attach
 from wiring.network import Network, build_network
 from workers.data import ImageData, load_data
 from workers.evaluate import accuracy, load_trained

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 from wiring.config import Component
 from wiring.export import export, load_exported
-from wiring.graph.neural import attach
+from wiring.graph.driving import attach
 from wiring.graph.phases import phase_ends
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 from wiring.methods.deep_compression import DeepCompression

@@ -25,8 +25,8 @@ from benchmarks.harness import Case, arguments, cap_torch, main_guard, run
 from benchmarks.obvious import AdderLayer, MaskedGraph
 from search.spaces.base import SPACES
 from wiring.errors import UnknownNameError, WiringError
+from wiring.graph.driving import attach
 from wiring.graph.edges import EDGE_OPS, EdgeOp
-from wiring.graph.neural import attach
 from wiring.graph.static import StaticGraph
 from wiring.network import ImageShape, Network, build_network
 

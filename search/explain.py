@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -154,7 +155,8 @@ def _explanation(name: str, kind: str, cls: type) -> Explanation:
 def _option(name: str, field: FieldInfo) -> Option:
     required = field.is_required()
     default = "" if required else field.get_default(call_default_factory=True)
-    return Option(name, _type(field), "" if required else _plain(default), required)
+    type_ = _type(field.annotation, field.metadata)
+    return Option(name, type_, "" if required else _plain(default), required)
 
 
 def _plain(value: Any) -> str:
@@ -165,18 +167,27 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _type(field: FieldInfo) -> str:
-    """A type as a person writes it: "float > 0", "full | sign"."""
-    text = inspect.formatannotation(field.annotation)
-    for noise in ("typing.", "pydantic.types.", "wiring.config."):
-        text = text.replace(noise, "")
-    if text.startswith("Literal["):
-        text = " | ".join(part.strip().strip("'\"") for part in text[8:-1].split(","))
+def _type(annotation: Any, limits: Sequence[Any]) -> str:
+    """A type as a person writes it: "float > 0", "full | sign", "int > 0 | none"."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(parts[0], parts[1:])
+    if origin in (Union, UnionType):
+        return " | ".join(_type(part, ()) for part in parts)
+    if annotation is type(None):
+        return "none"
+    text = " | ".join(map(str, parts))
+    if origin is not Literal:
+        text = inspect.formatannotation(annotation)
+        for noise in ("typing.", "pydantic.types.", "wiring.config."):
+            text = text.replace(noise, "")
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    for limit in field.metadata:
+    # Of a part of a union pydantic leaves the limits in a field of their own.
+    bounds = [bound for limit in limits for bound in getattr(limit, "metadata", [limit])]
+    for bound in bounds:
         for name, sign in signs.items():
-            if getattr(limit, name, None) is not None:
-                text += f" {sign} {getattr(limit, name)}"
+            if getattr(bound, name, None) is not None:
+                text += f" {sign} {getattr(bound, name)}"
     return text
 
 
@@ -186,7 +197,7 @@ def _options_text(options: type[BaseModel]) -> str:
     for base in options.__mro__:
         if base in (Config, BaseModel):
             break
-        if base.__doc__ and inspect.get_annotations(base):
+        if base.__doc__:
             texts.append(inspect.cleandoc(base.__doc__))
     return "\n\n".join(texts)
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from wiring.errors import WiringError
     from wiring.export import load_exported
     from wiring.graph.build import build_graph
+    from wiring.graph.driving import attach
     from wiring.graph.dynamic import ContinuousGraph, DiscreteGraph
     from wiring.graph.edges import EDGE_OPS, EdgeOp
-    from wiring.graph.neural import NeuralGraph, attach
+    from wiring.graph.neural import NeuralGraph
     from wiring.graph.rules import EDGE_RULES, EdgeRule
     from wiring.graph.static import StaticGraph
     from wiring.graph.topology import Topology
@@ -57,7 +58,7 @@ _HOMES = {
     "WiredConv2d": "wiring.models.layers",
     "WiredLinear": "wiring.models.layers",
     "WiringError": "wiring.errors",
-    "attach": "wiring.graph.neural",
+    "attach": "wiring.graph.driving",
     "build_graph": "wiring.graph.build",
     "build_network": "wiring.network",
     "compile": "wiring.models.compiled",

@@ -10,11 +10,14 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wiring.errors import ConfigError
+
+# A part of a whole: neither nothing nor all of it.
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Config(BaseModel):

@@ -45,11 +45,10 @@ class GroupRemoval:
 
 
 @dataclass(frozen=True)
-class RemovalReport:
-    """What became of every group, in order; `kept` are the nodes that stayed, bool by group."""
+class Removed:
+    """What became of every group, in order."""
 
     groups: tuple[GroupRemoval, ...]
-    kept: Kept
 
     @property
     def removed(self) -> int:
@@ -64,6 +63,13 @@ class RemovalReport:
             else f"{one.name}: {one.before} → {one.after}"
             for one in self.groups
         ]
+
+
+@dataclass(frozen=True)
+class RemovalReport(Removed):
+    """What became of a neural graph; `kept` are the nodes that stayed, bool by group."""
+
+    kept: Kept
 
 
 def hands_on(rule: NodeRule) -> bool:

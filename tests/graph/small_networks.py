@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from wiring.compact import compact
 from wiring.config import Component
+from wiring.graph.driving import attach
 from wiring.graph.edges import EDGE_OPS
-from wiring.graph.neural import attach
 from wiring.graph.rules import EDGE_RULES
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.network import HeadSpec, ImageShape, ModelSpec, Network, StemSpec, build_network
@@ -117,3 +118,13 @@ def trained(model: ModelSpec, *, steps: int = 3, seed: int = 0) -> Network:
         torch.autograd.backward(torch.nn.functional.cross_entropy(scores, targets))
         optimizer.step()
     return network.eval()
+
+
+def check_second_stage(network: Network) -> None:
+    """It is in its second stage, comes back so from a state dict, and compacts to the same."""
+    assert network.graph.stage == 1
+    again = build_network(network.spec, seed=9).eval()
+    again.load_state_dict(network.state_dict())
+    assert again.graph.stage == 1
+    assert torch.equal(again(images()), network(images()))
+    torch.testing.assert_close(compact(network)(images()), network(images()))

@@ -11,8 +11,8 @@ from wiring.config import Component
 from wiring.errors import WiringError
 from wiring.graph import Bundle, NodeGroup, Scope, Skip, Topology
 from wiring.graph.costs import cost_table, total_cost
+from wiring.graph.driving import attach
 from wiring.graph.measure import dead_nodes, depth, live_edges
-from wiring.graph.neural import attach
 from wiring.network import HeadSpec, Network, StemSpec, build_network
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import wiring
 from wiring.compact import compact
-from wiring.compiled import CompiledNetwork, load
+from wiring.compiled import CompiledNetwork, load, tuning
 from wiring.compiled.tuning import Memory, cache_path, machine
 from wiring.config import Component
 from wiring.cost import Cost
@@ -44,7 +44,8 @@ from wiring.network import HeadSpec, Network, StemSpec
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test begins with nothing measured."""
+    """Each test begins with nothing measured; what is fastest is no test's concern."""
+    monkeypatch.setattr(tuning, "SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "wiring" / "kernels.json"
 
@@ -54,8 +55,11 @@ def check(network: Network, compiled: CompiledNetwork, x: Tensor) -> None:
     with torch.no_grad():
         expected, found = network(x), compiled(x)
     ops = [network.graph.op(bundle.name) for bundle in network.spec.topology.bundles]
-    if all(op.sensitive for op in ops):
+    if all(op.sensitive and not op.needs_norm for op in ops):
         assert torch.equal(found, expected)
+    elif all(op.sensitive for op in ops):
+        # The mean over pixels behind the last norm rounds otherwise in another memory format.
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     else:
         atol = 1e-5 * max(1.0, float(expected.abs().max()))
         if not any(op.sensitive for op in ops):
@@ -84,14 +88,13 @@ def test_every_form_that_an_operator_offers_can_be_pinned_and_returns_the_same(
 ) -> None:
     network = trained(spec(mixed_topology(budgets=(60, 120, 20)), op))
     measured = wiring.compile(network, batch=6, cache=False).choices()
-    for choice in measured:
-        assert "eager" in choice.us
-        for kernel in choice.us:
-            compiled = wiring.compile(
-                network, batch=6, cache=False, kernels={choice.bundle: kernel}
-            )
-            assert {c.bundle: c.kernel for c in compiled.choices()}[choice.bundle] == kernel
-            check(network, compiled, images())
+    forms = {choice.bundle: list(choice.us) for choice in measured}
+    assert all("eager" in offered for offered in forms.values())
+    for turn in range(max(map(len, forms.values()))):
+        kernels = {name: offered[turn % len(offered)] for name, offered in forms.items()}
+        compiled = wiring.compile(network, batch=6, cache=False, kernels=kernels)
+        assert {choice.bundle: choice.kernel for choice in compiled.choices()} == kernels
+        check(network, compiled, images())
 
 
 @st.composite
@@ -368,7 +371,7 @@ def test_misuse_is_one_sentence() -> None:
         wiring.compile(trained(spec(mixed_topology())).double(), cache=False)
     with pytest.raises(ConfigError, match="there is no bundle 'no-such'"):
         wiring.compile(network, cache=False, kernels={"no-such": "conv"})
-    with pytest.raises(ConfigError, match="bundle 'in-a' has no kernel 'gpu' here; it has eager"):
+    with pytest.raises(ConfigError, match="'in-a' has no kernel 'gpu' here; it has eager"):
         wiring.compile(network, cache=False, kernels={"in-a": "gpu"})
     with pytest.raises(ConfigError, match="batch must be at least 1, got 0"):
         wiring.compile(network, cache=False, batch=0)

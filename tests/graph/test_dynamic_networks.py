@@ -37,8 +37,9 @@ from wiring.graph.convert import (
     to_node_link,
 )
 from wiring.graph.costs import cost_table, total_cost
+from wiring.graph.driving import attach
 from wiring.graph.measure import constant_nodes, dead_nodes, depth, used_nodes
-from wiring.graph.neural import NeuralGraph, attach
+from wiring.graph.neural import NeuralGraph
 from wiring.graph.resolutions import resolutions
 from wiring.graph.topology import (
     Bundle,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wiring.config import Component
 from wiring.graph import Bundle, NodeGroup, Scope, Topology
-from wiring.graph.neural import attach
+from wiring.graph.driving import attach
 from wiring.graph.static import StaticGraph
 
 NODES = 192

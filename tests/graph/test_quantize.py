@@ -18,7 +18,7 @@ from wiring.cost import Cost
 from wiring.errors import WiringError
 from wiring.export import export, load_exported
 from wiring.graph import Bundle, NodeGroup, Scope, Topology
-from wiring.graph.neural import attach
+from wiring.graph.driving import attach
 from wiring.methods.adder import Adder
 from wiring.network import HeadSpec, ImageShape, ModelSpec, Network, StemSpec, build_network
 from wiring.quantize import quantize_adder

@@ -14,8 +14,8 @@ from wiring.compact import cut_nodes
 from wiring.config import Component
 from wiring.errors import WiringError
 from wiring.graph import Bundle, NodeGroup, Scope, Topology
+from wiring.graph.driving import attach
 from wiring.graph.measure import live_edges
-from wiring.graph.neural import attach
 from wiring.graph.node_rules import NODE_RULES, NodeRule, Nodes
 from wiring.graph.topology import Discrete
 from wiring.network import Network, build_network

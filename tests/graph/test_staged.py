@@ -13,9 +13,9 @@ from wiring.compact import compact
 from wiring.config import Component
 from wiring.cost import Cost
 from wiring.errors import WiringError
+from wiring.graph.driving import advance, attach
 from wiring.graph.edges import EDGE_OPS, EdgeOp, Seen, mask_weight
 from wiring.graph.measure import used_nodes
-from wiring.graph.neural import advance, attach
 from wiring.graph.phases import Phase
 from wiring.graph.staged import StagedOp
 from wiring.graph.tied import TiedOp
@@ -190,7 +190,9 @@ def test_operators_of_different_stages_are_refused() -> None:
 
 @pytest.mark.parametrize("rule", ["set", "rigl", "snfs", "l1-anneal", "energy"])
 def test_rules_that_set_single_weights_are_refused_where_edges_share_theirs(rule: str) -> None:
-    with pytest.raises(WiringError, match="the edges of Scaled in scope 'early' share"):
+    with pytest.raises(
+        WiringError, match="the edges of Scaled in scope 'early' have none of their own"
+    ):
         build_network(spec(mixed_topology(), "scaled", rule))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from wiring.config import Component
 from wiring.errors import TopologyError, UnknownNameError
 from wiring.graph import Bundle, NodeGroup, Scope, Skip, Topology
-from wiring.graph.neural import attach
+from wiring.graph.driving import attach
 from wiring.graph.static import StaticGraph
 from wiring.network import build_network
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wiring.config import Component
+from wiring.graph.driving import attach
 from wiring.graph.edges import EDGE_OPS
-from wiring.graph.neural import attach
 from wiring.graph.rules import EdgeRule, ScopeEdges
 from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology

@@ -7,14 +7,13 @@ import pytest
 import torch
 from low_bit_cases import F64, LAYER, convolved, every, gradients, row, summed
 from method_cases import Shape, images, make, masks
+from small_networks import check_second_stage, mixed_topology, spec, trained
 from small_networks import images as pictures
-from small_networks import mixed_topology, spec, trained
 
-from wiring.compact import compact
 from wiring.config import Component
 from wiring.cost import Cost
 from wiring.graph.binary import sign
-from wiring.graph.neural import attach
+from wiring.graph.driving import attach
 from wiring.network import Network, build_network
 
 
@@ -79,12 +78,7 @@ def test_bitwise_stores_five_edges_in_a_byte() -> None:
 def test_a_training_goes_through_both_phases_and_resumes_in_the_second() -> None:
     op = Component.model_validate({"name": "bitwise", "sparsity": 0.25, "share": 0.5})
     network = trained(spec(mixed_topology(budgets=(40, 100, 20)), op), steps=6)
-    assert network.graph.stage == 1
-    again = build_network(network.spec, seed=9).eval()
-    again.load_state_dict(network.state_dict())
-    assert again.graph.stage == 1
-    assert torch.equal(again(pictures()), network(pictures()))
-    torch.testing.assert_close(compact(network)(pictures()), network(pictures()))
+    check_second_stage(network)
     for name, live in network.graph.live().items():
         weight = network.graph.op(name).ternary(live)  # type: ignore[operator]
         assert set(weight.unique().tolist()) <= {-1.0, 0.0, 1.0}

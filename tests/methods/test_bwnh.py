@@ -8,11 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from method_cases import Shape, images, make, masks
-from small_networks import images as pictures
-from small_networks import mixed_topology, spec, trained
+from small_networks import check_second_stage, mixed_topology, spec, trained
 from torch import Tensor
 
-from wiring.compact import compact
 from wiring.config import Component
 from wiring.cost import Cost
 from wiring.errors import WiringError
@@ -20,7 +18,7 @@ from wiring.graph import binary_hashing
 from wiring.graph.binary import binary_weight, row_scale, sign
 from wiring.graph.binary_hashing import Moments, hash_weights, moments, sampled_patches
 from wiring.graph.edges import EDGE_OPS, EdgeOp, Seen
-from wiring.network import Network, build_network
+from wiring.network import Network
 
 F64 = torch.float64
 WIDE = Shape("wide", batch=12, sources=6, destinations=5, kernel=(3, 3), padding=1, density=0.7)
@@ -330,12 +328,7 @@ def two_phases(groups: int = 1) -> Network:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_training_ends_in_bits_and_resumes_there(groups: int) -> None:
     network = two_phases(groups)
-    assert network.graph.stage == 1
-    again = build_network(network.spec, seed=9).eval()
-    again.load_state_dict(network.state_dict())
-    assert again.graph.stage == 1
-    assert torch.equal(again(pictures()), network(pictures()))
-    torch.testing.assert_close(compact(network)(pictures()), network(pictures()))
+    check_second_stage(network)
     for name, live in network.graph.live().items():
         filters = network.graph.op(name).filters(live, live)  # type: ignore[operator]
         for row, mask in zip(filters, live, strict=True):

@@ -20,8 +20,8 @@ from wiring.errors import ConfigError, WiringError
 from wiring.export import export, load_exported
 from wiring.graph.codebook import CodebookOp
 from wiring.graph.costs import total_cost
+from wiring.graph.driving import attach
 from wiring.graph.edges import EDGE_OPS, Epilogue
-from wiring.graph.neural import attach
 from wiring.graph.vector_codebook import VectorCodebook
 from wiring.network import ModelSpec, build_network
 

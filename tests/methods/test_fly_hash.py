@@ -16,7 +16,7 @@ from wiring.errors import WiringError
 from wiring.graph.edges import EdgeOp
 from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
-from wiring.methods.fly_hash import FlyTags, sampled
+from wiring.methods.fly_hash import FlyHash, FlyTags, sampled
 
 SHAPE = Shape("3x3", sources=4, destinations=12, kernel=(3, 3), padding=1, density=1.0)
 
@@ -145,3 +145,8 @@ def test_tags_that_cannot_be_are_refused_in_a_sentence() -> None:
         tags.add(torch.zeros(3, 19))
     with pytest.raises(WiringError, match="0 items are known, 1 were asked for"):
         tags.nearest(torch.zeros(1, 20), 1)
+
+
+def test_an_operator_without_parameters_has_parts() -> None:
+    op = FlyHash(4, 3)
+    assert EdgeOp.part(op, torch.arange(3), torch.arange(4)).shape == op.shape

@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d
 from wiring.cost import Cost
 from wiring.errors import ConfigError
 from wiring.graph.edges import EDGE_OPS
+from wiring.graph.staged import StagedOp
 from wiring.graph.tied import TiedOp
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=label)
@@ -29,6 +30,22 @@ every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=label)
 own_weights = pytest.mark.parametrize("setting", OWN, ids=label)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=label)
 every_name = pytest.mark.parametrize("name", EDGE_OPS.names())
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in EDGE_OPS.names() if "seed" in EDGE_OPS.get(n).Options.model_fields]
+)
+def test_a_seed_is_a_whole_number_from_0(name: str) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        EDGE_OPS.get(name).parse_options({"seed": -1})
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in EDGE_OPS.names() if issubclass(EDGE_OPS.get(n), StagedOp)]
+)
+def test_share_and_lr_are_those_of_the_last_stage(name: str) -> None:
+    op = make(name, SHAPES[0], share=0.25, lr=0.5)
+    assert (op.phases()[-1].share, op.phases()[-1].lr) == (0.25, 0.5)
 
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s.name in DEFINITIONS], ids=label)

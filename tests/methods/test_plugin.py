@@ -13,8 +13,8 @@ from method_cases import SHAPES, Shape, images, label, make, masks
 
 from wiring.config import Component
 from wiring.errors import UnknownNameError, WiringError
+from wiring.graph.driving import attach
 from wiring.graph.edges import EDGE_OPS
-from wiring.graph.neural import attach
 from wiring.graph.static import StaticGraph
 from wiring.graph.topology import Bundle, NodeGroup, Scope, Topology
 

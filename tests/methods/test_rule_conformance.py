@@ -7,7 +7,7 @@ import torch
 from rule_cases import BUDGET, STEPS, Training, graph, topology, train
 
 from wiring.errors import BudgetError, ConfigError, WiringError
-from wiring.graph.neural import attach
+from wiring.graph.driving import attach
 from wiring.graph.rules import EDGE_RULES, EdgeRule
 
 RULES = EDGE_RULES.names()

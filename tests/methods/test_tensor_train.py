@@ -149,3 +149,15 @@ def test_few_are_added_to_any_size() -> None:
             found = factorise(size, factors)
             assert size <= math.prod(found) <= 1.25 * size + 3
             assert len(found) == factors
+
+
+def test_weights_are_written_out_under_autocast() -> None:
+    op = train(8, 12, (3, 3)).float()
+    live = alive(op)
+    live[0, 0] = False
+    x = drawn(2, 8, 5, 5).float()
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = op(x, live, live)
+        expected = op(x, live, live)
+    assert float((y - expected).abs().max()) < 0.05 * float(expected.abs().max())

@@ -1,8 +1,9 @@
-"""The forms a bundle may take, held against the operator's own evaluation."""
+"""The forms a bundle may take, held against the operator's own evaluation, and which it gets."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wiring.compiled.program import Step
-from wiring.compiled.tuning import Microseconds
-from wiring.errors import WiringError
-from wiring.graph.edges import Kernel
+from wiring.compiled.tuning import Memory, Microseconds, measure
+from wiring.errors import ConfigError, WiringError
+from wiring.graph.edges import EdgeOp, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,45 @@ def check_forms(forms: dict[str, Form], *, exact: bool, bundle: str, op: str) ->
             del forms[name]
         elif exact and y.stride() != expected.stride():
             form.kernel = _like(expected, y, form.kernel)
+
+
+def choose(
+    forms: dict[str, Form],
+    timed: Callable[[Form], Callable[[], object]],
+    *,
+    bundle: str,
+    op: tuple[str, EdgeOp],
+    live: Tensor,
+    memory: Memory,
+    key: str,
+    pinned: str | None,
+) -> Choice:
+    """The fastest of checked forms by what `memory` has under `key`, else by what `timed` makes of
+    each; or the one that is `pinned`. Raises ConfigError where there is no such form.
+
+    `op` is the operator with its name, `live` its live edges.
+    """
+    remembered = None
+    times: Microseconds = {}
+    if pinned is None:
+        remembered = memory.get(key, forms)
+        times = remembered or measure({name: timed(form) for name, form in forms.items()})
+        memory.put(key, times)
+    elif pinned not in forms:
+        raise ConfigError(f"'{bundle}' has no kernel '{pinned}' here; it has {', '.join(forms)}")
+    name, module = op
+    return Choice(
+        bundle=bundle,
+        op=name,
+        image=tuple(forms[EAGER].x.shape),
+        weight=tuple(live.shape),
+        stride=module.stride,
+        padding=module.padding,
+        live_edges=int(live.sum()),
+        kernel=pinned or min(times, key=lambda form: times[form]),
+        us=times,
+        remembered=remembered is not None,
+    )
 
 
 def _like(expected: Tensor, y: Tensor, kernel: Kernel) -> Kernel:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from wiring.compiled.chains import add_chain, affine
-from wiring.compiled.forms import EAGER, Choice, Form, check_forms
+from wiring.compiled.forms import EAGER, Choice, Form, check_forms, choose
 from wiring.compiled.program import Builder, Program, Step, is_ambiguous, join, join_words
 from wiring.compiled.thresholds import is_monotone, sign_thresholds
-from wiring.compiled.tuning import Memory, Microseconds, measure
-from wiring.errors import ConfigError, TopologyError
+from wiring.compiled.tuning import Memory
+from wiring.errors import TopologyError
 from wiring.graph.edges import Epilogue
 from wiring.graph.measure import source_sizes
 from wiring.graph.nodes import Bias
@@ -247,36 +247,19 @@ class Lowering:
         forms = self._forms(bundle, epilogue)
         check_forms(forms, exact=exact, bundle=bundle.name, op=self._op_name(bundle))
         key = self._key(bundle, epilogue, forms)
-        pinned = self.pinned.get(bundle.name)
-        times: Microseconds = {}
-        remembered = None
-        if pinned is None:
-            remembered = self.memory.get(key, forms)
-            times = remembered or measure({n: self._timed(form) for n, form in forms.items()})
-            self.memory.put(key, times)
-            kernel = min(times, key=lambda name: times[name])
-        elif pinned in forms:
-            kernel = pinned
-        else:
-            raise ConfigError(
-                f"bundle '{bundle.name}' has no kernel '{pinned}' here; it has {', '.join(forms)}"
-            )
-        form = forms[kernel]
-        self.choices.append(
-            Choice(
-                bundle=bundle.name,
-                op=self._op_name(bundle),
-                image=tuple(next(iter(forms.values())).x.shape),
-                weight=tuple(live.shape),
-                stride=op.stride,
-                padding=op.padding,
-                live_edges=int(live.sum()),
-                kernel=kernel,
-                us=times,
-                remembered=remembered is not None,
-            )
+        choice = choose(
+            forms,
+            self._timed,
+            bundle=bundle.name,
+            op=(self._op_name(bundle), op),
+            live=live,
+            memory=self.memory,
+            key=key,
+            pinned=self.pinned.get(bundle.name),
         )
-        return self.builder.add(kernel, form.kernel, self._read(bundle, packed=form.packed))
+        self.choices.append(choice)
+        form = forms[choice.kernel]
+        return self.builder.add(choice.kernel, form.kernel, self._read(bundle, packed=form.packed))
 
     def _forms(self, bundle: Bundle, epilogue: Epilogue) -> dict[str, Form]:
         """What the operator offers, by name; its own evaluation first."""

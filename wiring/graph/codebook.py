@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from wiring.config import Config
@@ -26,20 +26,16 @@ from wiring.errors import ConfigError, WiringError
 from wiring.graph.clustering import Init, nearest_number, number_centroids
 from wiring.graph.edges import WEIGHT_BITS, Epilogue, Kernel, Seen, one_at_a_time
 from wiring.graph.phases import Phase
-from wiring.graph.staged import StagedOp
+from wiring.graph.staged import StagedOp, StageOptions
 from wiring.kernels.masked_conv2d import PreparedMasked, masked_conv2d
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 Centroids = Annotated[int, Field(ge=2, le=1 << 16)]
 
 
-class CodebookOptions(Config):
-    """`share` of training, the last one, in which weights lie on the codebook; there the rate is
-    `lr` times the configured one. `train_centroids`: whether centroids learn in it, or stay as
-    they were fitted. `seed` is that of first centroids that are drawn."""
+class CodebookOptions(StageOptions):
+    """`train_centroids`: whether centroids learn in the second stage, or stay as they were fitted.
+    `seed` is that of first centroids that are drawn."""
 
-    share: Share = 0.3
-    lr: PositiveFloat = 0.1
     train_centroids: bool = True
     seed: NonNegativeInt = 0
 

@@ -124,7 +124,8 @@ class EdgeOp(nn.Module, ABC):
     # Given by its options alone: nothing learns, nothing is stored, and `approximate` raises
     # WiringError, as no trained weight can be taken over.
     fixed: ClassVar[bool] = False
-    # `approximate` and `enter` look at what the layer reads: they are given `Seen`.
+    # `approximate` and `enter` look at what the layer reads: they are given `Seen`. Of one
+    # operator it is what `looks_at_data` says of its options.
     needs_data: ClassVar[bool] = False
     # What edges cost depends on more than which of them live: where nodes go, `part` is asked.
     cost_of_part: ClassVar[bool] = False
@@ -144,6 +145,7 @@ class EdgeOp(nn.Module, ABC):
         self.stride = stride
         self.padding = padding
         self.options = self.parse_options(options or {})
+        self.needs_data = self.looks_at_data(self.options)  # type: ignore[misc]
         self.shape = torch.Size((destinations, sources, *kernel))
         self.make_parameters()
         self.reset_parameters(fan_in or sources * math.prod(kernel))
@@ -156,6 +158,11 @@ class EdgeOp(nn.Module, ABC):
     def parse_options(cls, options: dict[str, Any]) -> Any:
         """Checked options of this operator. Raises ConfigError."""
         return parse(cls.Options, options, where=f"operator {cls.__module__.rpartition('.')[2]}")
+
+    @classmethod
+    def looks_at_data(cls, options: Any) -> bool:
+        """Whether an operator of these options looks at data: by default all do or none."""
+        return cls.needs_data
 
     def reset_parameters(self, fan_in: int) -> None:
         """Uniform in ±1/sqrt(fan_in), PyTorch's own bound, taken over the whole scope."""
@@ -278,8 +285,8 @@ class EdgeOp(nn.Module, ABC):
                 padding=self.padding,
                 options=self.options.to_dict(),
             )
-        parameter = next(self.parameters())
-        small.to(device=parameter.device, dtype=parameter.dtype)
+        if (like := next(self.parameters(), None)) is not None:
+            small.to(device=like.device, dtype=like.dtype)
         small.load_state_dict(self.restrict(destinations, sources))
         return small.train(self.training)
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from wiring.config import Config, parse
+from wiring.config import Config, Share, parse
 from wiring.registry import Registry
-
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class NodeOptions(Config):

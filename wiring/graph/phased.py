@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from wiring.config import Config
+from wiring.config import Config, Share
 from wiring.errors import WiringError
 from wiring.graph.phases import Phase
 from wiring.graph.rules import EdgeRule, ScopeEdges, select_within
-
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class PretrainOptions(Config):

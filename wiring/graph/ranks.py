@@ -8,11 +8,13 @@ the images is G = X̃X̃ᵀ and Q = X X̃ᵀ.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wiring.config import Config
 from wiring.errors import WiringError
 from wiring.graph.edges import EdgeOp, Seen
 
@@ -20,6 +22,17 @@ from wiring.graph.edges import EdgeOp, Seen
 DAMPING = 1e-6
 # Numbers of one block of windows: 64 MB.
 BLOCK = 8_000_000
+
+C = TypeVar("C", bound=Config)
+
+
+def one_size(options: C, *names: str) -> C:
+    """The options, of which these say how large the factors are. Raises ValueError where several
+    do."""
+    said = [name for name in names if getattr(options, name) is not None]
+    if len(said) > 1:
+        raise ValueError(f"{' and '.join(said)} both say how large the factors are: take one")
+    return options
 
 
 def largest_rank(count: Callable[[int], int], limit: float, most: int) -> int:

@@ -44,12 +44,7 @@ def clipped_sign(x: Tensor) -> Tensor:
     return result
 
 
-class _TanhSign(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return sign(x)
-
+class _TanhSign(_ClippedSign):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -64,8 +64,15 @@ def _turns(n: int, like: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle).to(kind)
 
 
+def check_float(x: Tensor) -> None:
+    """Raises WiringError for numbers of half the precision, of which PyTorch has no transform."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise WiringError(f"Fourier transforms take float32 or float64, got {x.dtype}")
+
+
 def cosine(x: Tensor) -> Tensor:
     """The orthonormal DCT-II of x [..., n], float32 or float64, any n ≥ 1."""
+    check_float(x)
     n = x.shape[-1]
     # Even places, then the odd ones backwards.
     mixed = torch.cat((x[..., ::2], x[..., 1::2].flip(-1)), dim=-1)

@@ -13,7 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from wiring.config import Config
@@ -29,7 +29,7 @@ class AcdcOptions(Config):
 
     layers: PositiveInt = 4
     spread: NonNegativeFloat = 0.1
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 @EDGE_OPS.register("acdc")

@@ -14,12 +14,11 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from wiring.config import Config
+from wiring.config import Config, Share
 from wiring.graph.node_rules import (
     NODE_RULES,
     NodeRule,
     Nodes,
-    Share,
     remaining,
     strongest_nodes,
 )

@@ -27,13 +27,12 @@ from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.balanced_clusters import balanced_clusters
 from wiring.graph.bitstream import BitReader, number_bits, pack_numbers
+from wiring.graph.block_factors import matrices, outer_products, tucker
 from wiring.graph.edges import EDGE_OPS, Seen
-from wiring.graph.ranks import largest_rank
+from wiring.graph.ranks import largest_rank, one_size
 from wiring.graph.tied import TiedOp
 
 DEFAULT_SHARE = 0.5
-SWEEPS = 5
-OUTER_STEPS = 100
 
 
 class BiclusterOptions(Config):
@@ -53,9 +52,7 @@ class BiclusterOptions(Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.rank is not None and self.parameters is not None:
-            raise ValueError("rank and parameters both say how large factors are: take one")
-        return self
+        return one_size(self, "rank", "parameters")
 
 
 @EDGE_OPS.register("bicluster")
@@ -240,12 +237,12 @@ class Bicluster(TiedOp):
         split = placed.view(h, self.height, g, self.width, self.pixels)
         blocks = split.permute(2, 0, 1, 3, 4).flatten(0, 1)
         if self.core is None:
-            reduce, widen = _matrices(blocks[..., 0], self.ranks[0])
+            reduce, widen = matrices(blocks[..., 0], self.ranks[0])
         elif self.options.kind == "svd":
-            reduce, core, widen = _tucker(blocks, *self.ranks)
+            reduce, core, widen = tucker(blocks, *self.ranks)
             self.core.copy_(core.reshape(self.core.shape))
         else:
-            reduce, core, widen = _outer(blocks, self.ranks[0])
+            reduce, core, widen = outer_products(blocks, self.ranks[0])
             self.core.copy_(core.reshape(self.core.shape))
         self.reduce.copy_(reduce.reshape(self.reduce.shape))
         widen = widen.view(g, h, self.height, -1).permute(1, 2, 0, 3)
@@ -272,78 +269,3 @@ class Bicluster(TiedOp):
             for cluster, bits in self._clusters():
                 cluster.copy_(reader.take(len(cluster), bits))
             self._arrange()
-
-
-def _matrices(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U [B, K, c] and V [B, f, K] with V U nearest to the blocks [B, f, c]."""
-    left, values, right = torch.linalg.svd(blocks, full_matrices=False)
-    root = values[:, :rank].sqrt()
-    return root[..., None] * right[:, :rank], left[..., :rank] * root[:, None]
-
-
-def _tucker(blocks: Tensor, before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U [B, K, c], C [B, L, K, p], V [B, f, L] near the blocks [B, f, c, p].
-
-    Singular vectors by inputs, then by outputs (Denton, section 3.3), and some sweeps of higher
-    order orthogonal iteration, in which the error never rises.
-    """
-    inputs = _leading(blocks.transpose(1, 2).flatten(2), before)
-    for _ in range(SWEEPS):
-        seen = torch.einsum("bfcp,bck->bfkp", blocks, inputs)
-        outputs = _leading(seen.flatten(2), after)
-        seen = torch.einsum("bfcp,bfl->bclp", blocks, outputs)
-        inputs = _leading(seen.flatten(2), before)
-    core = torch.einsum("bfcp,bck,bfl->blkp", blocks, inputs, outputs)
-    # Factors of one size train alike; the core alone has one in orthonormal coordinates.
-    size = core.flatten(1).square().mean(dim=1).pow(1 / 6).clamp(min=1e-12).view(-1, 1, 1)
-    return inputs.transpose(1, 2) * size, core / size.unsqueeze(3).square(), outputs * size
-
-
-def _leading(matrices: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors [B, m, rank] of [B, m, n], completed where n < rank."""
-    left: Tensor = torch.linalg.svd(matrices, full_matrices=rank > matrices.shape[2])[0]
-    return left[..., :rank]
-
-
-def _outer(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U [B, K, c], C [B, K, p], V [B, f, K] near the blocks [B, f, c, p].
-
-    Alternating least squares from singular vectors, in which the error never rises.
-    """
-    inputs = _first(blocks.transpose(1, 2).flatten(2), rank)
-    pixels = _first(blocks.movedim(3, 1).flatten(2), rank)
-    for _ in range(OUTER_STEPS):
-        outputs = torch.einsum("bfcp,bck,bpk->bfk", blocks, inputs, pixels)
-        outputs = outputs @ _inverse(inputs, pixels)
-        inputs = torch.einsum("bfcp,bfk,bpk->bck", blocks, outputs, pixels)
-        inputs = _unit(inputs @ _inverse(outputs, pixels))
-        pixels = torch.einsum("bfcp,bfk,bck->bpk", blocks, outputs, inputs)
-        pixels = pixels @ _inverse(outputs, inputs)
-        outputs = _unit(outputs)
-    # Both are of length 1 or 0 now: what an outer product weighs is in its kernel alone.
-    weighed = torch.einsum("bfcp,bfk,bck->bpk", blocks, outputs, inputs)
-    pixels = weighed @ _inverse(outputs, inputs)
-    size = torch.linalg.vector_norm(pixels, dim=1, keepdim=True).pow(1 / 3)
-    pixels = _unit(pixels) * size
-    return (inputs * size).mT, pixels.mT, outputs * size
-
-
-def _first(matrices: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors of [B, m, n], and where there are fewer than `rank` of
-    them, vectors drawn from one seed; [B, m, rank]."""
-    known = torch.linalg.svd(matrices, full_matrices=False)[0][..., :rank]
-    shape = (*known.shape[:2], rank - known.shape[2])
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.cat([known, _unit(drawn.to(known))], dim=2)
-
-
-def _inverse(one: Tensor, other: Tensor) -> Tensor:
-    """Of the moments [B, K, K] of the outer products of two factors' columns."""
-    inverse: Tensor = torch.linalg.pinv((one.mT @ one) * (other.mT @ other), hermitian=True)
-    return inverse
-
-
-def _unit(columns: Tensor) -> Tensor:
-    """Columns [B, m, K] of length 1, or of 0."""
-    length: Tensor = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
-    return columns / length.clamp(min=1e-300)

@@ -25,8 +25,7 @@ from wiring.graph.surrogates import sign, straight
 
 class BinaryConnectOptions(UnitOptions):
     """`h`: the magnitude H of every weight. `stochastic`: draw the bits in training, which
-    regularises as dropout does; evaluation always takes the signs. `scale_gradient`: multiply the
-    weights' gradient by 1/√(1.5/(fan in + fan out))."""
+    regularises as dropout does; evaluation always takes the signs."""
 
     h: PositiveFloat = 1.0
     stochastic: bool = False

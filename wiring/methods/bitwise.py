@@ -18,15 +18,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from wiring.config import Config
+from wiring.config import Config, Share
 from wiring.cost import Cost
 from wiring.graph.binary import norm_last, packed_weight
 from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, Epilogue, Kernel, Seen, mask_weight
 from wiring.graph.phases import Phase
-from wiring.graph.staged import StagedOp
+from wiring.graph.staged import StagedOp, StageOptions
 from wiring.graph.surrogates import exact_sum, sign, straight, tanh_sign
 from wiring.graph.topology import Step
 from wiring.kernels.xnor_conv2d import PreparedXnor
@@ -34,17 +34,16 @@ from wiring.kernels.xnor_conv2d import PreparedXnor
 TRITS = 5  # ternary digits in a byte: 3^5 = 243
 
 
-class BitwiseOptions(Config):
+class BitwiseOptions(StageOptions):
     """`sparsity`: the share of a layer's live edges that end in the dead zone and weigh 0.
 
-    `share`: the second phase's share of all steps; `rate`: its learning rate, in parts of the
-    configured one. `block_order`: `norm-last` normalises directly before the tanh or the sign;
-    `as-is` keeps the space's order, in which ReLU often comes last and every sign is +1.
+    `block_order`: `norm-last` normalises directly before the tanh or the sign; `as-is` keeps the
+    space's order, in which ReLU often comes last and every sign is +1.
     """
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    rate: Annotated[float, Field(gt=0)] = 1.0
+    share: Share = 0.5
+    lr: PositiveFloat = 1.0
     block_order: Literal["norm-last", "as-is"] = "norm-last"
 
 
@@ -71,7 +70,7 @@ class Bitwise(StagedOp):
 
     def phases(self) -> tuple[Phase, ...]:
         share = self.options.share
-        return (Phase("real", 1 - share), Phase("bitwise", share, lr=self.options.rate))
+        return (Phase("real", 1 - share), Phase("bitwise", share, lr=self.options.lr))
 
     @property
     def input_bits(self) -> int:

@@ -22,8 +22,7 @@ from wiring.graph.topology import Step
 
 class BnnOptions(UnitOptions):
     """`block_order`: `norm-last` normalises directly before the sign; `as-is` keeps the space's
-    order, in which ReLU often comes last and every sign is +1. `scale_gradient`: multiply the
-    weights' gradient by 1/√(1.5/(fan in + fan out))."""
+    order, in which ReLU often comes last and every sign is +1."""
 
     block_order: Literal["norm-last", "as-is"] = "norm-last"
 

@@ -17,11 +17,11 @@ through the weights that they are means of.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from wiring.config import Config
@@ -31,26 +31,23 @@ from wiring.graph.binary import BinaryWeights, binary_weight, pack_flags, row_sc
 from wiring.graph.binary_hashing import Hashed, hash_weights, moments, sampled_patches
 from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, EdgeOp, Epilogue, Kernel, Seen, one_at_a_time
 from wiring.graph.phases import Phase
-from wiring.graph.staged import StagedOp
+from wiring.graph.staged import StagedOp, StageOptions
 from wiring.kernels.masked_conv2d import PreparedMasked, masked_conv2d
 
 FLOOR = 1e-4  # of a group's mean magnitude: a weight of 0 could not keep its bit
 
 
-class BwnhOptions(Config):
+class BwnhOptions(StageOptions):
     """`groups`: scales for each destination, G; the sources are split evenly, in order.
 
     `sweeps`: most turns through all bits; `patches`: most windows of the inputs that are looked
-    at, drawn with `seed`. `share`: the second stage's share of all steps; `rate`: its learning
-    rate, in parts of the configured one.
+    at, drawn with `seed`.
     """
 
     groups: PositiveInt = 1
     sweeps: PositiveInt = 10
     patches: PositiveInt = 20_000
-    seed: int = 0
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    rate: Annotated[float, Field(gt=0)] = 0.1
+    seed: NonNegativeInt = 0
 
 
 @EDGE_OPS.register("bwnh")
@@ -76,7 +73,7 @@ class BinaryWeightsByHashing(BinaryWeights, StagedOp):
 
     def phases(self) -> tuple[Phase, ...]:
         share = self.options.share
-        return (Phase("train", 1 - share), Phase("hashed", share, lr=self.options.rate))
+        return (Phase("train", 1 - share), Phase("hashed", share, lr=self.options.lr))
 
     @torch.no_grad()
     def enter(self, stage: int, live: Tensor, seen: Seen | None = None) -> None:

@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.edges import EDGE_OPS, Seen
 from wiring.graph.structured import StructuredOp
-from wiring.graph.transforms import fourier_cost
+from wiring.graph.transforms import check_float, fourier_cost
 
 
 class CirculantOptions(Config):
     """`seed` draws the signs; they are not stored."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 @EDGE_OPS.register("circulant")
@@ -55,6 +56,7 @@ class Circulant(StructuredOp):
         nn.init.uniform_(self.r, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
     def transform(self, rows: Tensor) -> Tensor:
+        check_float(rows)
         n = self.window
         seen = torch.fft.rfft(rows * self.signs)
         y: Tensor = torch.fft.irfft(seen.unsqueeze(-2) * torch.fft.rfft(self.r), n=n)

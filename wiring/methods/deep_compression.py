@@ -65,6 +65,7 @@ class DeepCompression(ScalarCodebook):
     )
     Options: ClassVar[type[Config]] = Options
     cost_of_part: ClassVar[bool] = True
+    bits_by_edges: ClassVar[bool] = False
 
     def default_bits(self) -> int:
         return 5 if math.prod(self.shape[2:]) == 1 else 8

@@ -14,6 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from wiring.config import Config
@@ -26,7 +27,7 @@ from wiring.graph.transforms import power_of_two, walsh_hadamard, walsh_hadamard
 class FastfoodOptions(Config):
     """`seed` draws the permutations; they are not stored."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 @EDGE_OPS.register("fastfood")
@@ -37,7 +38,7 @@ class Fastfood(StructuredOp):
     use = (
         "Wide layers that are all connected: 2n + D parameters instead of n·D, and no "
         "multiplications in the transforms. Take circulant where a trained layer is to be taken "
-        "over exactly as near as possible, dense where layers are narrow."
+        "over, which it does in closed form, dense where layers are narrow."
     )
     Options = FastfoodOptions
     options: FastfoodOptions

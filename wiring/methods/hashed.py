@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS
+from wiring.graph.surrogates import convolution_gradients
 from wiring.graph.tied import TiedOp
 from wiring.kernels.xxhash32 import hashed_places
 
@@ -94,23 +95,12 @@ class _HashedConvolution(torch.autograd.Function):
             places = ctx.places(first, last)
             pull = grad[:, first:last].contiguous()
             weight = spread(values, places).view(-1, *shape[1:])
-            back = torch.ops.aten.convolution_backward(
-                pull,
-                x,
-                weight,
-                None,
-                [stride] * 2,
-                [padding] * 2,
-                [1, 1],
-                False,
-                [0, 0],
-                1,
-                [to_x is not None, to_values is not None, False],
-            )
-            if to_x is not None:
-                to_x += back[0]
-            if to_values is not None:
-                to_values += gather(back[1], places, len(values))
+            wanted = (to_x is not None, to_values is not None)
+            for_x, for_weight = convolution_gradients(pull, x, weight, stride, padding, wanted)
+            if to_x is not None and for_x is not None:
+                to_x += for_x
+            if to_values is not None and for_weight is not None:
+                to_values += gather(for_weight, places, len(values))
         return to_x, to_values, None, None, None
 
 

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from wiring.config import Config
+from wiring.config import Config, Share
 from wiring.cost import Cost
 from wiring.errors import WiringError
 from wiring.graph.binary import binary_weight, row_scale
 from wiring.graph.bitstream import BitReader, pack_numbers
 from wiring.graph.edges import EDGE_OPS, WEIGHT_BITS, Epilogue, Kernel, Seen
-from wiring.graph.ranks import largest_rank, second_moments
+from wiring.graph.ranks import largest_rank, one_size, second_moments
 from wiring.graph.surrogates import sign
 from wiring.graph.tied import TiedOp
 
@@ -50,17 +50,14 @@ class LowRankOptions(Config):
     """
 
     rank: PositiveInt | None = None
-    parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
+    parameters: Share | None = None
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
     factors: Literal["float", "binary"] = "float"
     fit: Literal["weights", "data"] = "weights"
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        said = [n for n in ("rank", "parameters", "energy") if getattr(self, n) is not None]
-        if len(said) > 1:
-            raise ValueError(f"{' and '.join(said)} both say how large the factors are: take one")
-        return self
+        return one_size(self, "rank", "parameters", "energy")
 
     @property
     def share(self) -> float:
@@ -85,9 +82,12 @@ class LowRank(TiedOp):
     left: nn.Parameter
     right: nn.Parameter
 
+    @classmethod
+    def looks_at_data(cls, options: Any) -> bool:
+        return bool(options.fit == "data")
+
     def make_parameters(self) -> None:
         """A [D, r, 1, 1] and B [r, S, kh, kw]. Raises WiringError for a rank that saves nothing."""
-        self.needs_data = self.options.fit == "data"  # type: ignore[misc]
         rows, columns = self._sides
         rank = self.options.rank
         if rank is not None:

@@ -22,8 +22,9 @@ class DataFreeMerge(NodeRule):
 
     paper = "Srinivas, Babu: Data-free Parameter Pruning for Deep Neural Networks, BMVC 2015"
     use = (
-        "For trained networks without any data at hand; best on wide layers with duplicate nodes. "
-        "Take dpp where images are at hand: it sees what nodes do, not what they weigh."
+        "For trained networks whose data are gone: only weights are looked at, so images of noise "
+        "will do to run the network on; best on wide layers with duplicate nodes. Take dpp where "
+        "images are at hand: it sees what nodes do, not what they weigh."
     )
 
     def select(self, nodes: Nodes, generator: torch.Generator) -> Tensor:

@@ -24,7 +24,7 @@ from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.bitstream import BitReader, number_bits, pack_numbers
 from wiring.graph.edges import EDGE_OPS, Seen
-from wiring.graph.ranks import largest_rank
+from wiring.graph.ranks import largest_rank, one_size
 from wiring.graph.tied import TiedOp
 
 DEFAULT_SHARE = 0.5
@@ -40,9 +40,7 @@ class MonochromaticOptions(Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.colours is not None and self.parameters is not None:
-            raise ValueError("colours and parameters both say how many colours there are: take one")
-        return self
+        return one_size(self, "colours", "parameters")
 
 
 @EDGE_OPS.register("monochromatic")

@@ -12,7 +12,7 @@ all destinations), then for v with h fixed (conjugate gradients), in turn; it ne
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel, Seen
-from wiring.graph.ranks import largest_rank, second_moments
+from wiring.graph.ranks import largest_rank, one_size, second_moments
 from wiring.graph.tied import TiedOp
 
 DEFAULT_SHARE = 0.5
@@ -45,9 +45,7 @@ class SeparableOptions(Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.filters is not None and self.parameters is not None:
-            raise ValueError("filters and parameters both say how many filters there are: take one")
-        return self
+        return one_size(self, "filters", "parameters")
 
 
 @EDGE_OPS.register("separable")
@@ -66,9 +64,12 @@ class Separable(TiedOp):
     vertical: nn.Parameter
     horizontal: nn.Parameter
 
+    @classmethod
+    def looks_at_data(cls, options: Any) -> bool:
+        return bool(options.fit == "data")
+
     def make_parameters(self) -> None:
         """v [K, S, kh, 1] and h [D, K, 1, kw]."""
-        self.needs_data = self.options.fit == "data"  # type: ignore[misc]
         destinations, sources, height, width = self.shape
         ends = sources * height, destinations * width
         if self.options.filters is not None:

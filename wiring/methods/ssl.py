@@ -21,12 +21,11 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from wiring.config import Config
+from wiring.config import Config, Share
 from wiring.graph.node_rules import (
     NODE_RULES,
     NodeRule,
     Nodes,
-    Share,
     remaining,
     strongest_nodes,
 )

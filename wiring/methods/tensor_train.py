@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from wiring.config import Config
 from wiring.cost import Cost
 from wiring.graph.edges import EDGE_OPS, Epilogue, Kernel, Seen
-from wiring.graph.ranks import largest_rank
+from wiring.graph.ranks import largest_rank, one_size
 from wiring.graph.tied import TiedOp
 
 DEFAULT_SHARE = 0.25
@@ -49,9 +49,7 @@ class TensorTrainOptions(Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.rank is not None and self.parameters is not None:
-            raise ValueError("rank and parameters both say how large the cores are: take one")
-        return self
+        return one_size(self, "rank", "parameters")
 
 
 def factorise(size: int, factors: int) -> tuple[int, ...]:
@@ -144,7 +142,8 @@ class TensorTrain(TiedOp):
         """The chain multiplied out: [pixels, m₁, n₁, …, m_d, n_d] put in order."""
         chain = self.cores[0].new_ones(1, 1) if self.kernel is None else self.kernel
         for core in self.cores:
-            chain = torch.tensordot(chain, core, dims=1)
+            # Under autocast a product has another type than the next core.
+            chain = torch.tensordot(chain, core.to(chain.dtype), dims=1)
         chain = chain.squeeze(-1)
         d = len(self.cores)
         order = (*range(1, 2 * d, 2), *range(2, 2 * d + 1, 2), 0)
