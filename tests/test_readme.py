@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from search.algorithms.base import ALGORITHMS
 from search.spaces.base import SPACES
 from wiring.graph.edges import EDGE_OPS
+from wiring.graph.node_rules import NODE_RULES
 from wiring.graph.rules import EDGE_RULES
 from workers.data import DATA
 
@@ -40,12 +43,25 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "network.safetensors").stat().st_size > 1000
 
 
+def test_the_example_on_any_network_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = (block for block in blocks("python") if "wiring.convert" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert "24 of 26 layers converted" in capsys.readouterr().out
+    x = names["images"]
+    torch.testing.assert_close(names["again"].eval()(x), names["small"](x), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "registry"),
     [
         ("spaces", SPACES),
         ("operators", EDGE_OPS),
         ("rules", EDGE_RULES),
+        ("node rules", NODE_RULES),
         ("algorithms", ALGORITHMS),
         ("data", DATA),
     ],
