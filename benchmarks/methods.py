@@ -1,7 +1,7 @@
 """What every method saves and costs on one small network: the table of `wiring explain`.
 
     wiring reproduce methods --data-root DIR --runs RUNS
-    python -m benchmarks.methods RUNS [--seeds S] [--scale X] [--write]
+    python -m benchmarks.methods RUNS [--seeds S] [--scale X] [--write] [--picture FILE]
 
 Reads the trials that the first line has trained, compiles the network of the first seed for this
 machine, and prints a row each: stored kilobytes, energy of one image, test accuracy with its
@@ -134,12 +134,54 @@ def _methods(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from found or [("dense", "edge operator"), ("complete", "edge rule")]
 
 
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Test errors against stored size, a point with its name for every row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    figure = Figure(figsize=(10, 7), dpi=150)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xscale="log", yscale="log", xlabel="stored kilobytes", ylabel="test error in %")
+    axes.grid(alpha=0.3, which="both")
+    places = [(one["size_bits"] / 8000, 100 - 100 * one["accuracy"]) for one in rows]
+    names = [one["recipe"].name.removeprefix(f"{GROUP}-") for one in rows]
+    colours = ["tab:orange" if name.startswith("nodes") else "tab:blue" for name in names]
+    sizes, errors = zip(*places, strict=True)
+    axes.scatter(sizes, errors, s=22, color=colours)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="both", labelsize=7)
+    axes.margins(x=0.15)
+    figure.tight_layout()
+    figure.draw_without_rendering()
+    taken: list[Any] = []
+    for name, at in sorted(zip(names, places, strict=True), key=lambda pair: pair[1]):
+        lines = {"arrowstyle": "-", "lw": 0.4, "color": "gray"}
+        # Up and down by turns until a label lies on no other.
+        for step in range(60):
+            shift = 9 * ((step + 1) // 2) * (1 if step % 2 else -1)
+            label = axes.annotate(
+                name, at, (7, shift - 2), textcoords="offset points", size=7, arrowprops=lines
+            )
+            label.update_positions(canvas.get_renderer())  # type: ignore[no-untyped-call]
+            box = Text.get_window_extent(label)  # without the line
+            if not any(box.overlaps(other) for other in taken):
+                break
+            label.remove()
+        taken.append(box)
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", type=Path, help="where the trials lie")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--write", action="store_true", help=f"write search/{MEASURED}")
+    parser.add_argument("--picture", type=Path, help="a PNG or SVG of accuracy against size")
     given = parser.parse_args()
     recipes = choose([GROUP], load_recipes(RECIPES))
     found = [row(recipe, given.runs, given.seeds, given.scale) for recipe in recipes]
@@ -147,6 +189,8 @@ def main() -> None:
     if not rows:
         sys.exit(f"{given.runs} holds no finished trial of the group '{GROUP}'")
     print("\n".join(table(rows)))
+    if given.picture:
+        picture(rows, given.picture)
     if given.write:
         head = "".join(
             f"{line}\n" for line in TARGET.read_text().splitlines() if line.startswith("#")
