@@ -56,7 +56,7 @@ def lenet5() -> ModelSpec:
     groups = [NodeGroup(name="image", size=1)]
     bundles, scopes = [], []
     for stage, (name, (shape, share, bits)) in enumerate(LAYERS.items(), start=1):
-        op = Component(name="deep-compression", bits=bits, gap_bits=5, share=SHARED)
+        op = Component(name="deep-compression", bits=bits, gap_bits=5, share=SHARED, gradient="sum")
         source = groups[-1].name
         node = {"name": name, "size": shape[0], "stage": stage, "steps": steps.get(name, ("bias",))}
         groups.append(NodeGroup.model_validate(node))
@@ -74,7 +74,7 @@ def lenet5() -> ModelSpec:
         stem=StemSpec(kind="identity"),
         topology=topology,
         head=HeadSpec(kind="none"),
-        op=Component(name="deep-compression", share=SHARED),
+        op=Component(name="deep-compression", share=SHARED, gradient="sum"),
         rule=Component(name="magnitude", rounds=ROUNDS, pretrain=0.4, lr=0.5),
     )
 

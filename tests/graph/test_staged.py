@@ -117,6 +117,14 @@ def test_a_stage_begins_at_its_step_and_from_then_on_no_edge_moves() -> None:
     assert all(torch.equal(mask, before[name]) for name, mask in network.graph.live().items())
 
 
+def test_dead_edges_learn_until_their_wiring_is_settled() -> None:
+    network = stepped(build_network(spec(mixed_topology(), "rounded")), steps=1, of=8)
+    assert int(network.graph.learn()["c-out"].sum()) > int(network.graph.live()["c-out"].sum())
+    advance(network, [images(2)])
+    for learn in (network.graph.learn(), {n: m[1] for n, m in network.graph.masks().items()}):
+        assert all(torch.equal(learn[n], live) for n, live in network.graph.live().items())
+
+
 def test_for_the_rule_its_last_phase_lasts_to_the_end() -> None:
     network = stepped(build_network(spec(mixed_topology(), "rounded", "magnitude")), steps=7, of=8)
     wiring = network.graph.wirings()[0][1]

@@ -102,6 +102,30 @@ def test_centroids_learn_from_the_sum_of_their_cluster(name: str, shape: Shape) 
 
 
 @every_codebook
+@pytest.mark.parametrize("gradient", ["mean", "sum"])
+def test_a_step_goes_by_the_mean_over_the_weights_that_it_moves(name: str, gradient: str) -> None:
+    op = staged(name, WIDE, gradient=gradient, **few(name))
+    live, learn = masks(WIDE)
+    op(images(WIDE), live, learn).square().sum().backward()
+    (numbers,) = (p for n, p in op.named_parameters() if n != "weight")
+    assert numbers.grad is not None
+    summed = numbers.grad.clone()
+    op.scale_gradient(live)
+    if gradient == "sum":
+        assert torch.equal(numbers.grad, summed)
+        return
+    moved = torch.zeros_like(summed)
+    for place in range(numbers.numel()):
+        with torch.no_grad():
+            before = op.decode()[live]
+            numbers.view(-1)[place] += 1
+            moved.view(-1)[place] = (op.decode()[live] != before).sum()
+            numbers.view(-1)[place] -= 1
+    assert moved.max() > 1
+    torch.testing.assert_close(numbers.grad, summed / moved.clamp(min=1))
+
+
+@every_codebook
 def test_centroids_may_stay_as_they_were_fitted(name: str) -> None:
     op = staged(name, WIDE, train_centroids=False, **few(name))
     x = images(WIDE).requires_grad_()

@@ -7,13 +7,18 @@ fitted to the live weights; from then on w_uv is what a code looks up among them
 
 codes stay as they are, and the centroids train by the sum of the gradients of their cluster
 (Han et al.: *Deep Compression*, ICLR 2016, section 3.3). After a step the weights follow.
+
+A step along that sum moves every weight of a cluster of n by n times what its own gradient asks
+for. By default it is divided by n: gradient descent on the weights, projected onto the codebook,
+which keeps the rate of the first stage. With the plain sum LeNet-5 with 4 centroids a layer
+diverged at a rate of 0.01.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +39,12 @@ Centroids = Annotated[int, Field(ge=2, le=1 << 16)]
 
 class CodebookOptions(StageOptions):
     """`train_centroids`: whether centroids learn in the second stage, or stay as they were fitted.
-    `seed` is that of first centroids that are drawn."""
+    `gradient` that they learn by: the `mean` over the weights that share one, or the `sum`, as
+    published, which wants smaller rates for larger clusters. `seed` is that of first centroids
+    that are drawn."""
 
     train_centroids: bool = True
+    gradient: Literal["mean", "sum"] = "mean"
     seed: NonNegativeInt = 0
 
 
@@ -124,6 +132,19 @@ class CodebookOp(StagedOp):
         if live.any():
             self.fit(live)
         self._follow(live)
+
+    @torch.no_grad()
+    def scale_gradient(self, learn: Tensor) -> None:
+        """In stage 1, unless `gradient` is `sum`, divide by the number of weights that a number of
+        the codebook stands for."""
+        if not self.stage or self.options.gradient == "sum":
+            return
+        for name, numbers in self.named_parameters():
+            if name != "weight" and numbers.grad is not None:
+                with torch.enable_grad():
+                    total = self.decode().where(learn, 0.0).sum()
+                (count,) = torch.autograd.grad(total, numbers)
+                numbers.grad.div_(count.clamp(min=1))
 
     @torch.no_grad()
     def after_step(self, live: Tensor, learn: Tensor, lr: float = 0.0) -> None:

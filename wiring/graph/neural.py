@@ -146,12 +146,18 @@ class NeuralGraph(nn.Module, ABC):
         return {n: m for _, scope in self.wirings() for n, m in scope.split(scope.live).items()}
 
     def learn(self) -> dict[str, Tensor]:
-        """Edges that learn by bundle, bool [D, S, kh, kw]."""
-        return {n: m for _, scope in self.wirings() for n, m in scope.split(scope.learn()).items()}
+        """Edges that learn by bundle, bool [D, S, kh, kw]; in later stages of the operators those
+        that live, for no other can live any more."""
+        return {n: m for _, w in self.wirings() for n, m in w.split(self._learns(w)).items()}
+
+    def _learns(self, wiring: ScopeWiring) -> Tensor:
+        return wiring.live if self.stage > 0 else wiring.learn()
 
     def _moves(self) -> dict[str, Tensor]:
         """Edges whose weights training moves by bundle, bool [D, S, kh, kw]."""
         moves = {n: w.rule.moves(w.live, w.allowed) for n, w in self.wirings()}
+        if self.stage > 0:
+            moves = {n: w.live for n, w in self.wirings()}
         return {
             n: m for scope, flat in moves.items() for n, m in self.scope(scope).split(flat).items()
         }
@@ -162,7 +168,7 @@ class NeuralGraph(nn.Module, ABC):
         masks = {}
         for _, scope in self.wirings():
             live = scope.acting if dropping and scope.rule.drops else scope.live
-            acting, learn = scope.split(live), scope.split(scope.learn())
+            acting, learn = scope.split(live), scope.split(self._learns(scope))
             masks.update({name: (acting[name], learn[name]) for name in acting})
         return masks
 
