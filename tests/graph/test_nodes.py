@@ -247,7 +247,7 @@ def test_a_compiled_network_computes_what_evaluation_does(
         chosen = list(forms)[form]
         return {name: float(name != chosen) for name in forms}
 
-    monkeypatch.setattr("wiring.compiled.lowering.measure", rank)
+    monkeypatch.setattr("wiring.compiled.forms.measure", rank)
     monkeypatch.setattr("wiring.compiled.network.measure", rank)
     full = network(op)
     with torch.no_grad():

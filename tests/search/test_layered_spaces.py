@@ -389,7 +389,7 @@ def last_form(monkeypatch: pytest.MonkeyPatch) -> None:
     def rank(forms: dict[str, Any]) -> dict[str, float]:
         return {name: float(-place) for place, name in enumerate(forms)}
 
-    monkeypatch.setattr("wiring.compiled.lowering.measure", rank)
+    monkeypatch.setattr("wiring.compiled.forms.measure", rank)
     monkeypatch.setattr("wiring.compiled.network.measure", rank)
 
 
