@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from wiring.graph.dynamic import ContinuousGraph, DiscreteGraph
     from wiring.graph.edges import EDGE_OPS, EdgeOp
     from wiring.graph.neural import NeuralGraph
+    from wiring.graph.node_rules import NODE_RULES, NodeRule
     from wiring.graph.rules import EDGE_RULES, EdgeRule
+    from wiring.graph.staged import StagedOp
     from wiring.graph.static import StaticGraph
+    from wiring.graph.tied import TiedOp
     from wiring.graph.topology import Topology
     from wiring.models.compiled import compile
     from wiring.models.compress import compress, verify
@@ -51,9 +54,13 @@ _HOMES = {
     "EdgeOp": "wiring.graph.edges",
     "EdgeRule": "wiring.graph.rules",
     "ModelSpec": "wiring.network",
+    "NODE_RULES": "wiring.graph.node_rules",
     "Network": "wiring.network",
     "NeuralGraph": "wiring.graph.neural",
+    "NodeRule": "wiring.graph.node_rules",
+    "StagedOp": "wiring.graph.staged",
     "StaticGraph": "wiring.graph.static",
+    "TiedOp": "wiring.graph.tied",
     "Topology": "wiring.graph.topology",
     "WiredConv2d": "wiring.models.layers",
     "WiredLinear": "wiring.models.layers",
@@ -82,9 +89,13 @@ __all__ = [
     "EdgeOp",
     "EdgeRule",
     "ModelSpec",
+    "NODE_RULES",
     "Network",
     "NeuralGraph",
+    "NodeRule",
+    "StagedOp",
     "StaticGraph",
+    "TiedOp",
     "Topology",
     "WiredConv2d",
     "WiredLinear",
