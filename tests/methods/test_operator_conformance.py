@@ -20,8 +20,8 @@ from method_cases import (
 from torch.nn.functional import conv2d
 
 from wiring.cost import Cost
-from wiring.errors import ConfigError
-from wiring.graph.edges import EDGE_OPS
+from wiring.errors import ConfigError, WiringError
+from wiring.graph.edges import EDGE_OPS, EdgeOp
 from wiring.graph.staged import StagedOp
 from wiring.graph.tied import TiedOp
 
@@ -220,7 +220,21 @@ def test_every_operator_tells_its_paper_and_a_line_about_itself(name: str) -> No
     assert (cls.__doc__ or "").strip()
 
 
-@every_setting
+@pytest.mark.parametrize(
+    "setting",
+    [s for s in OWN if s.stage and EDGE_OPS.get(s.name).verify is not EdgeOp.verify],
+    ids=label,
+)
 @every_shape
-def test_every_operator_keeps_what_it_promises(setting: Setting, shape: Shape) -> None:
-    setting.make(shape).verify(masks(shape)[0])
+def test_a_broken_promise_is_found(setting: Setting, shape: Shape) -> None:
+    op = setting.make(shape)
+    live, _ = masks(shape)
+    op.verify(live)
+    with torch.no_grad():
+        op.weight[~live] += 1  # of dead edges nothing is promised
+    op.verify(live)
+    if live.any():
+        with torch.no_grad():
+            op.weight[tuple(live.nonzero()[0])] += 1
+        with pytest.raises(WiringError, match=r"1 of .* live weights are off it"):
+            op.verify(live)
